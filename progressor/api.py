@@ -1,0 +1,504 @@
+"""The verbs: each checks its input, hands it to the engine, and waits for the answer or gives a future of it.
+
+    node.client.call(ns=..., id=..., args=...)           waits, at most `timeout` seconds
+    node.client.future.call(ns=..., id=..., args=...)    a concurrent.futures.Future
+
+Callbacks of a future run in the engine's threads and must not block. What each verb needs and does:
+docs/design.md, "Operations". All raise NamespaceNotFound, InvalidRequest and StorageUnavailable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar
+
+from progressor import checks
+from progressor.engine.directory import Directory, Role
+from progressor.engine.messages import Accept, AwaitInit, Expect
+from progressor.engine.ports import Answered, Op, Request, Selection, Storage
+from progressor.engine.tokens import Tokens
+from progressor.errors import (
+    NamespaceNotFound,
+    ProcessNotFound,
+    RequestTimeout,
+    StorageUnavailable,
+)
+from progressor.model import Action, Health, Metadata, Page, Process, ProcessStatus, Range, TraceUnit
+from progressor.otp import Timer, TimerHandle
+
+T = TypeVar("T")
+INIT_POLL = 0.25
+"""Seconds between looks at a process whose init runs on another node."""
+KIND = "kind"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """What the verbs need to know of a namespace."""
+
+    name: str
+    database: str
+    storage: Storage
+    patience: float
+    """A request waits no longer than this many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What the verbs need of a node."""
+
+    namespaces: Mapping[str, Namespace]
+    directory: Directory
+    tokens: Tokens
+    timer: Timer
+    readers: ThreadPoolExecutor
+    is_open: Callable[[], bool]
+    """Whether new requests are taken."""
+    health: Callable[[Sequence[str]], tuple[Health, Mapping[str, Any]]]
+
+    def namespace(self, name: str) -> Namespace:
+        checks.text("ns", name)
+        try:
+            return self.namespaces[name]
+        except KeyError:
+            raise NamespaceNotFound from None
+
+
+class FutureClient:
+    """The verbs as futures. Bad input raises at once; everything else comes with the future."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def init(
+        self,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Future[bytes | None]:
+        return self._submit(Op.INIT, ns, id, args, context, range, idempotency_key, timeout, _response)
+
+    def call(
+        self,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Future[bytes | None]:
+        return self._submit(Op.CALL, ns, id, args, context, range, idempotency_key, timeout, _response)
+
+    def repair(
+        self,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Future[bytes | None]:
+        return self._submit(Op.REPAIR, ns, id, args, context, range, idempotency_key, timeout, _response)
+
+    def simple_repair(
+        self,
+        *,
+        ns: str,
+        id: str,
+        context: bytes = b"",
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Future[None]:
+        return self._submit(Op.SIMPLE_REPAIR, ns, id, b"", context, None, idempotency_key, timeout, _nothing)
+
+    def notify(
+        self,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Future[int]:
+        return self._submit(Op.NOTIFY, ns, id, args, context, range, idempotency_key, timeout, _task_id)
+
+    def remove(
+        self,
+        *,
+        ns: str,
+        id: str,
+        context: bytes = b"",
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Future[None]:
+        return self._submit(Op.REMOVE, ns, id, b"", context, None, idempotency_key, timeout, _nothing)
+
+    def get(
+        self,
+        *,
+        ns: str,
+        id: str,
+        range: Range | None = None,
+        cache: bool = True,
+        at_least_event_id: int | None = None,
+        timeout: float | None = None,
+    ) -> Future[Process]:
+        return self._engine.readers.submit(
+            get, self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout
+        )
+
+    def put(
+        self, *, ns: str, id: str, process: Process, action: Action | None = None, context: bytes = b""
+    ) -> Future[None]:
+        return self._engine.readers.submit(put, self._engine, ns, id, process, action, context)
+
+    def trace(self, *, ns: str, id: str) -> Future[Sequence[TraceUnit]]:
+        return self._engine.readers.submit(trace, self._engine, ns, id)
+
+    def list(self, *, ns: str, **selection: Any) -> Future[Page]:
+        return self._engine.readers.submit(page, self._engine, ns, **selection)
+
+    def health_check(self, namespaces: Sequence[str]) -> Future[tuple[Health, Mapping[str, Any]]]:
+        return self._engine.readers.submit(health_check, self._engine, namespaces)
+
+    def _submit(
+        self,
+        op: Op,
+        ns: str,
+        process_id: str,
+        args: bytes,
+        context: bytes,
+        range_: Range | None,
+        key: str | None,
+        timeout: float | None,
+        view: Callable[[Answered], T],
+    ) -> Future[T]:
+        engine = self._engine
+        namespace = engine.namespace(ns)
+        checks.process_id(process_id)
+        checks.binary("args", args)
+        checks.binary("context", context)
+        checks.idempotency_key(key)
+        seconds = _patience(namespace, timeout)
+        request = Request(op, process_id, args, context, key, _metadata(op, range_), engine.tokens.next())
+        answered: Future[Answered] = Future()
+        accept = Accept(ns, request, answered, monotonic() + seconds)
+        if not (engine.is_open() and engine.directory.cast(Role.WRITER, namespace.database, accept)):
+            raise StorageUnavailable("storage unavailable, try again: the node stops or restarts")
+        expiry = engine.timer.after(seconds, partial(_expire, answered))
+        result: Future[T] = Future()
+        result.set_running_or_notify_cancel()
+        answered.add_done_callback(partial(_pass_on, expiry, result, view))
+        return result
+
+
+class Client:
+    """The verbs, waiting for their answers. `future` has the same verbs as futures."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.future = FutureClient(engine)
+
+    def init(
+        self,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> bytes | None:
+        """Creates a process and runs its init. Raises ProcessAlreadyExists, ProcessorError, RequestTimeout."""
+        return self.future.init(
+            ns=ns, id=id, args=args, context=context, range=range, idempotency_key=idempotency_key, timeout=timeout
+        ).result()
+
+    def call(
+        self,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> bytes | None:
+        """Runs a call, after those that were accepted before. Raises ProcessNotFound, ProcessInError,
+        ProcessorError, RequestTimeout."""
+        return self.future.call(
+            ns=ns, id=id, args=args, context=context, range=range, idempotency_key=idempotency_key, timeout=timeout
+        ).result()
+
+    def repair(
+        self,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> bytes | None:
+        """Runs a repair of a process in error. Raises ProcessNotFound, ProcessRunning, ProcessInInit,
+        ProcessorError, RequestTimeout."""
+        return self.future.repair(
+            ns=ns, id=id, args=args, context=context, range=range, idempotency_key=idempotency_key, timeout=timeout
+        ).result()
+
+    def simple_repair(
+        self,
+        *,
+        ns: str,
+        id: str,
+        context: bytes = b"",
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Lets a process in error go on where it broke. Raises as `repair`, without ProcessorError."""
+        self.future.simple_repair(
+            ns=ns, id=id, context=context, idempotency_key=idempotency_key, timeout=timeout
+        ).result()
+
+    def notify(
+        self,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Stores a notification, which the processor sees in order with calls; its task id.
+        Raises ProcessNotFound, ProcessInError."""
+        return self.future.notify(
+            ns=ns, id=id, args=args, context=context, range=range, idempotency_key=idempotency_key, timeout=timeout
+        ).result()
+
+    def remove(
+        self,
+        *,
+        ns: str,
+        id: str,
+        context: bytes = b"",
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Deletes a process and all that belongs to it, after the step that runs now. Raises ProcessNotFound."""
+        self.future.remove(ns=ns, id=id, context=context, idempotency_key=idempotency_key, timeout=timeout).result()
+
+    def get(
+        self,
+        *,
+        ns: str,
+        id: str,
+        range: Range | None = None,
+        cache: bool = True,
+        at_least_event_id: int | None = None,
+        timeout: float | None = None,
+    ) -> Process:
+        """Reads a process with a slice of its history; waits while its init runs. Raises ProcessNotFound,
+        RequestTimeout."""
+        return get(self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout)
+
+    def put(self, *, ns: str, id: str, process: Process, action: Action | None = None, context: bytes = b"") -> None:
+        """Imports a ready process with its history. Raises ProcessAlreadyExists."""
+        put(self._engine, ns, id, process, action, context)
+
+    def trace(self, *, ns: str, id: str) -> Sequence[TraceUnit]:
+        """Every task of a process with its events, in order. Raises ProcessNotFound."""
+        return trace(self._engine, ns, id)
+
+    def list(
+        self,
+        *,
+        ns: str,
+        status: str | None = None,
+        metadata: Metadata | None = None,
+        id_prefix: str | None = None,
+        created_from: datetime | None = None,
+        created_to: datetime | None = None,
+        status_changed_from: datetime | None = None,
+        status_changed_to: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Processes in the order of their ids, without histories, a page at a time. `metadata`: contains it."""
+        return page(
+            self._engine,
+            ns,
+            status=status,
+            metadata=metadata,
+            id_prefix=id_prefix,
+            created_from=created_from,
+            created_to=created_to,
+            status_changed_from=status_changed_from,
+            status_changed_to=status_changed_to,
+            limit=limit,
+            cursor=cursor,
+        )
+
+    def health_check(self, namespaces: Sequence[str]) -> tuple[Health, Mapping[str, Any]]:
+        """Whether these namespaces work, with details that JSON can carry. Raises NamespaceNotFound."""
+        return health_check(self._engine, namespaces)
+
+
+def get(
+    engine: Engine,
+    ns: str,
+    process_id: str,
+    range_: Range | None,
+    *,
+    cache: bool,  # noqa: ARG001 - there is none yet
+    at_least_event_id: int | None,
+    timeout: float | None,
+) -> Process:
+    namespace = engine.namespace(ns)
+    checks.process_id(process_id)
+    wanted = checks.range_(range_)
+    checks.event_id("at_least_event_id", at_least_event_id)
+    deadline = monotonic() + _patience(namespace, timeout)
+    while True:
+        process = namespace.storage.get(ns, process_id, wanted)
+        if process is None:
+            raise ProcessNotFound
+        if process.status != ProcessStatus.INIT:
+            return process
+        if monotonic() >= deadline:
+            raise RequestTimeout("timeout: the init of the process has not ended")
+        _await_init(engine, ns, process_id, min(INIT_POLL, deadline - monotonic()))
+
+
+def _await_init(engine: Engine, ns: str, process_id: str, seconds: float) -> None:
+    ended: Future[None] = Future()
+    engine.directory.cast(Role.SCHEDULER, ns, AwaitInit(process_id, ended))
+    with suppress(FutureTimeout):
+        ended.result(max(0.0, seconds))
+    ended.cancel()
+
+
+def put(engine: Engine, ns: str, process_id: str, process: Process, action: Action | None, context: bytes) -> None:
+    namespace = engine.namespace(ns)
+    checks.process_id(process_id)
+    checks.binary("context", context)
+    checks.put_action(action)
+    ready = replace(checks.imported(process_id, process), process_id=process_id)
+    hint = namespace.storage.put(ns, ready, action, context)
+    if hint is not None:
+        engine.directory.cast(Role.SCHEDULER, ns, Expect([hint]))
+
+
+def trace(engine: Engine, ns: str, process_id: str) -> Sequence[TraceUnit]:
+    namespace = engine.namespace(ns)
+    checks.process_id(process_id)
+    units = namespace.storage.trace(ns, process_id)
+    if not units and namespace.storage.get(ns, process_id, Range(limit=0)) is None:
+        raise ProcessNotFound
+    return units
+
+
+def page(
+    engine: Engine,
+    ns: str,
+    *,
+    status: str | None = None,
+    metadata: Metadata | None = None,
+    id_prefix: str | None = None,
+    created_from: datetime | None = None,
+    created_to: datetime | None = None,
+    status_changed_from: datetime | None = None,
+    status_changed_to: datetime | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> Page:
+    namespace = engine.namespace(ns)
+    checks.status(status)
+    checks.metadata("metadata", metadata)
+    checks.page(limit, id_prefix, cursor)
+    created = (created_from, created_to)
+    changed = (status_changed_from, status_changed_to)
+    for name, instant in (("created", created), ("status_changed", changed)):
+        checks.interval(name, instant)
+    return namespace.storage.page(ns, Selection(status, metadata, id_prefix, created, changed), limit, cursor)
+
+
+def health_check(engine: Engine, namespaces: Sequence[str]) -> tuple[Health, Mapping[str, Any]]:
+    for ns in namespaces:
+        engine.namespace(ns)
+    return engine.health(namespaces)
+
+
+def _patience(namespace: Namespace, timeout: float | None) -> float:
+    checks.timeout(timeout)
+    return namespace.patience if timeout is None else min(timeout, namespace.patience)
+
+
+def _metadata(op: Op, range_: Range | None) -> Metadata | None:
+    if range_ is not None:
+        checked = checks.range_(range_)
+        return {
+            "range": {
+                name: value
+                for name, value in (
+                    ("offset", checked.offset),
+                    ("limit", checked.limit),
+                    ("direction", checked.direction),
+                )
+                if value is not None
+            }
+        }
+    match op:
+        case Op.SIMPLE_REPAIR:
+            return {KIND: "simple_repair"}
+        case Op.REMOVE:
+            return {KIND: "request"}
+    return None
+
+
+def _expire(future: Future[Answered]) -> None:
+    with suppress(InvalidStateError):
+        future.set_exception(RequestTimeout())
+
+
+def _pass_on(expiry: TimerHandle, result: Future[T], view: Callable[[Answered], T], answered: Future[Answered]) -> None:
+    expiry.cancel()
+    error = answered.exception()
+    if error is not None:
+        result.set_exception(error)
+    else:
+        result.set_result(view(answered.result()))
+
+
+def _response(answer: Answered) -> bytes | None:
+    return answer.response
+
+
+def _task_id(answer: Answered) -> int:
+    return answer.task_id
+
+
+def _nothing(_: Answered) -> None:
+    return None

@@ -1,0 +1,403 @@
+"""The composition root: the one module that knows all parts and puts them together.
+
+Root (one_for_one)
+|- database NAME (rest_for_one)       lease keeper, writer, listener
+|- namespace NAME (one_for_all)       scheduler, worker pool, scanner, zombie collector
+|- http                               metrics and health
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from threading import Event
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from prometheus_client import generate_latest
+
+from progressor import config as configuration
+from progressor.api import Client, Engine, Namespace
+from progressor.config import Config, NamespaceConfig
+from progressor.engine.directory import Directory, Role
+from progressor.engine.history import Histories
+from progressor.engine.lease import Lease, LeaseKeeper
+from progressor.engine.messages import Announced, Drain, Load, LoadFigures, Settle
+from progressor.engine.scanner import Scanner
+from progressor.engine.scheduler import Scheduler
+from progressor.engine.tokens import Tokens
+from progressor.engine.worker import Workshop
+from progressor.engine.worker_pool import WorkerPool
+from progressor.engine.writer import Writer
+from progressor.engine.zombie_collector import ZombieCollector
+from progressor.errors import ConfigError
+from progressor.metrics import Metrics
+from progressor.model import Health
+from progressor.otp import (
+    Actor,
+    ActorDead,
+    CallTimeout,
+    ChildSpec,
+    Exit,
+    Ref,
+    Strategy,
+    Supervisor,
+    Timer,
+    start_root,
+)
+from progressor.processor import Processor, resolve
+from progressor.rpc.http import HttpServer
+from progressor.storage import migrate
+from progressor.storage.committer import Committer
+from progressor.storage.leases import PostgresLeases
+from progressor.storage.listener import Listener
+from progressor.storage.postgres import Pools, PostgresStorage, make_pool
+
+logger = logging.getLogger(__name__)
+
+STALE_MARGIN = 5.0
+"""Seconds beyond step and scan timeouts after which the original takes a running task for a zombie."""
+HISTORY_BYTES = 64 * 1024 * 1024
+HEALTH_PATIENCE = 1.0
+DRAIN_POLL = 0.02
+RESTARTS, RESTART_PERIOD = 10, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Database:
+    """The parts of a database that outlive the restarts of its actors."""
+
+    name: str
+    conninfo: Mapping[str, Any]
+    namespaces: tuple[str, ...]
+    lease: Lease
+    pools: Mapping[str, Any]
+
+
+class Node:
+    """A node of the cluster. `with Node.from_config(...) as node:` runs it; `node.client` has the verbs."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing is started. Raises ConfigError when a processor cannot be found."""
+        self._config = config
+        self._processors = _resolve(config.namespaces.values())
+        self.metrics = Metrics()
+        self._directory = Directory()
+        self._tokens = Tokens()
+        self._databases = {db.name: db for db in _databases(config)}
+        self._storages = {name: self._storage(ns) for name, ns in config.namespaces.items()}
+        self._root: Ref | None = None
+        self._draining = False
+        self._failed = Event()
+        self.http_address: tuple[str, int] | None = None
+
+    @classmethod
+    def from_config(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Config) -> Self:
+        """From a file, a dictionary of the same form, or what `config.load` made of one."""
+        return cls(source if isinstance(source, Config) else configuration.load(source))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def migrate(self) -> None:
+        for db in self._databases.values():
+            migrate.migrate(db.conninfo, db.namespaces)
+
+    def start(self) -> None:
+        """Raises StorageUnavailable, or SchemaOutdated when migrations are not enabled."""
+        if self._config.migration_enabled:
+            self.migrate()
+        for db in self._databases.values():
+            migrate.check(db.conninfo, db.namespaces)
+            for pool in db.pools.values():
+                pool.open()
+        self._timer = Timer()
+        readers = sum(self._config.pools[ns.storage.front_pool].size for ns in self._config.namespaces.values())
+        self._readers = ThreadPoolExecutor(readers, "reader")
+        try:
+            self._root = start_root(self._tree, "progressor", self._root_exited)
+        except BaseException:
+            self._close()
+            raise
+        self.client = Client(self._engine())
+        logger.info("node %s runs %s", self._config.node_name, ", ".join(self._config.namespaces))
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Takes no new work, lets what runs end for at most `drain_timeout` seconds, hands the rest back."""
+        if self._root is None:
+            return
+        if drain:
+            self._drain()
+        self._root.stop(math.inf)
+        self._root = None
+        self._close()
+
+    def wait_failed(self, timeout: float | None = None) -> bool:
+        """Whether the tree has given up; waits for it."""
+        return self._failed.wait(timeout)
+
+    def health(self, namespaces: Iterable[str] | None = None) -> tuple[Health, Mapping[str, Any]]:
+        """Whether these namespaces, or all, work; details that JSON can carry."""
+        names = self._config.namespaces if namespaces is None else namespaces
+        details = {name: self._namespace_health(name) for name in names}
+        passing = all(not found["problems"] for found in details.values())
+        return (Health.PASSING if passing else Health.CRITICAL), details
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it should be sent requests."""
+        return (
+            self._root is not None and not self._draining and all(db.lease.is_valid for db in self._databases.values())
+        )
+
+    def scrape(self) -> bytes:
+        """All metrics in the text format of Prometheus."""
+        for ns in self._config.namespaces:
+            figures = self._ask(Role.SCHEDULER, ns, Load())
+            if isinstance(figures, LoadFigures):
+                self.metrics.namespace(ns).load(figures)
+        for db in self._databases.values():
+            self.metrics.database(db.name, db.lease.age, db.pools)
+        return generate_latest(self.metrics.registry)
+
+    # The tree
+
+    def _tree(self) -> Supervisor:
+        children = [
+            *(ChildSpec(f"database {name}", self._of_database(db)) for name, db in self._databases.items()),
+            *(ChildSpec(f"namespace {ns.name}", self._of_namespace(ns)) for ns in self._config.namespaces.values()),
+        ]
+        if self._config.listen.http is not None:
+            children.append(ChildSpec("http", self._http(self._config.listen.http)))
+        return Supervisor(children, intensity=RESTARTS, period=RESTART_PERIOD)
+
+    def _of_database(self, db: _Database) -> Callable[[], Supervisor]:
+        config, directory, lease = self._config, self._directory, db.lease
+        patience = config.lease_timeout / 2
+
+        def keeper() -> Actor:
+            leases = PostgresLeases(db.conninfo, patience)
+            return LeaseKeeper(
+                db.name,
+                config.node_name,
+                db.namespaces,
+                lease,
+                leases,
+                config.heartbeat_interval,
+                directory,
+                self._timer,
+            )
+
+        def writer() -> Actor:
+            return Writer(db.name, lambda: Committer(db.conninfo), lease, directory, self.metrics)
+
+        def listener() -> Actor:
+            return Listener(db.conninfo, lambda: lease.epoch, self._announce)
+
+        children = [ChildSpec("lease", keeper), ChildSpec("writer", writer), ChildSpec("listener", listener)]
+        return lambda: Supervisor(children, strategy=Strategy.REST_FOR_ONE, intensity=RESTARTS, period=RESTART_PERIOD)
+
+    def _of_namespace(self, ns: NamespaceConfig) -> Callable[[], Supervisor]:
+        db = self._databases[self._config.pools[ns.storage.pool].database]
+        storage = self._storages[ns.name]
+        directory, tokens, timer = self._directory, self._tokens, self._timer
+        metrics = self.metrics.namespace(ns.name)
+        histories = Histories(HISTORY_BYTES)
+        shop = Workshop(
+            ns.name,
+            db.name,
+            self._processors[ns.name],
+            ns.retry_policy,
+            storage,
+            db.lease,
+            directory,
+            histories,
+            tokens,
+            metrics,
+        )
+        stale = ns.process_step_timeout + ns.task_scan_timeout + STALE_MARGIN
+
+        def scheduler() -> Actor:
+            return Scheduler(
+                ns.name,
+                db.name,
+                ns.worker_pool_size,
+                db.lease,
+                directory,
+                histories,
+                tokens,
+                timer,
+                metrics,
+            )
+
+        def pool() -> Actor:
+            return WorkerPool(shop, ns.worker_pool_size, ns.process_step_timeout, timer)
+
+        def scanner() -> Actor:
+            return Scanner(
+                ns.name,
+                storage,
+                ns.task_scan_timeout,
+                ns.call_scan_timeout,
+                db.lease,
+                directory,
+                timer,
+                metrics,
+            )
+
+        def collector() -> Actor:
+            return ZombieCollector(
+                ns.name,
+                storage,
+                ns.retry_policy,
+                ns.retry_interrupted,
+                stale,
+                ns.task_scan_timeout,
+                db.lease,
+                directory,
+                tokens,
+                timer,
+                metrics,
+            )
+
+        children = [
+            ChildSpec("scheduler", scheduler),
+            ChildSpec("worker_pool", pool),
+            ChildSpec("scanner", scanner),
+            ChildSpec("zombie_collector", collector),
+        ]
+        return lambda: Supervisor(children, strategy=Strategy.ONE_FOR_ALL, intensity=RESTARTS, period=RESTART_PERIOD)
+
+    def _http(self, address: tuple[str, int]) -> Callable[[], Actor]:
+        def announce(bound: tuple[str, int]) -> None:
+            self.http_address = bound
+
+        def health() -> tuple[Health, Mapping[str, Any]]:
+            return self.health()
+
+        return lambda: HttpServer(address, self.scrape, health, lambda: self.is_ready, announce)
+
+    # Its parts
+
+    def _storage(self, ns: NamespaceConfig) -> PostgresStorage:
+        pools = self._databases[self._config.pools[ns.storage.pool].database].pools
+        names = ns.storage
+        return PostgresStorage(Pools(pools[names.pool], pools[names.scan_pool], pools[names.front_pool]))
+
+    def _engine(self) -> Engine:
+        namespaces = {
+            name: Namespace(
+                name, self._config.pools[ns.storage.pool].database, self._storages[name], ns.process_step_timeout
+            )
+            for name, ns in self._config.namespaces.items()
+        }
+        return Engine(
+            namespaces,
+            self._directory,
+            self._tokens,
+            self._timer,
+            self._readers,
+            lambda: self._root is not None and not self._draining,
+            self.health,
+        )
+
+    def _namespace_health(self, ns: str) -> Mapping[str, Any]:
+        lease = self._databases[self._config.pools[self._config.namespaces[ns].storage.pool].database].lease
+        figures = self._ask(Role.SCHEDULER, ns, Load())
+        problems = [
+            problem
+            for problem, is_there in (
+                ("the lease was not renewed: the database is away", not lease.is_valid),
+                ("the scheduler does not answer", not isinstance(figures, LoadFigures)),
+                ("there is no worker pool", self._directory.find(Role.WORKER_POOL, ns) is None),
+                ("the node is stopping", self._draining),
+            )
+            if is_there
+        ]
+        load = asdict(figures) if isinstance(figures, LoadFigures) else {}
+        return {"problems": problems, "epoch": lease.epoch, "lease_age": _seconds(lease.age), "load": load}
+
+    def _announce(self, ns: str, tasks: Sequence[int]) -> None:
+        self._directory.cast(Role.SCANNER, ns, Announced(tasks))
+
+    def _root_exited(self, exit_: Exit) -> None:
+        if self._root is not None and exit_.ref.stop_reason is None:
+            logger.critical("the supervision tree has given up: %r", exit_.reason)
+        self._failed.set()
+
+    def _close(self) -> None:
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._timer.close()
+        for db in self._databases.values():
+            for pool in db.pools.values():
+                pool.close()
+
+    # Stop
+
+    def _drain(self) -> None:
+        self._draining = True
+        deadline = monotonic() + self._config.drain_timeout
+        for ns in self._config.namespaces:
+            self._ask(Role.SCHEDULER, ns, Drain())
+        while monotonic() < deadline and any(self._held(ns) for ns in self._config.namespaces):
+            Event().wait(DRAIN_POLL)
+        for ns in self._config.namespaces:
+            self._ask(Role.SCANNER, ns, Settle())
+
+    def _held(self, ns: str) -> int:
+        figures = self._ask(Role.SCHEDULER, ns, Load())
+        return figures.held if isinstance(figures, LoadFigures) else 0
+
+    def _ask(self, role: Role, ns: str, message: Any) -> object:
+        """The answer of whoever plays the role; None when nobody does, or not in time."""
+        ref = self._directory.find(role, ns)
+        if ref is None:
+            return None
+        try:
+            answer: object = ref.call(message, HEALTH_PATIENCE)
+        except (ActorDead, CallTimeout):
+            return None
+        return answer
+
+
+def _resolve(namespaces: Iterable[NamespaceConfig]) -> Mapping[str, Processor]:
+    found: dict[str, Processor] = {}
+    problems: list[str] = []
+    for ns in namespaces:
+        try:
+            found[ns.name] = resolve(ns.processor.client, ns.processor.options)
+        except ConfigError as error:
+            problems += [f'progressor.namespaces."{ns.name}".processor: {problem}' for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _databases(config: Config) -> Iterable[_Database]:
+    """The databases that some namespace uses."""
+    for name, database in config.databases.items():
+        namespaces = tuple(
+            ns.name for ns in config.namespaces.values() if config.pools[ns.storage.pool].database == name
+        )
+        if namespaces:
+            pools = {
+                pool.name: make_pool(database.conninfo(), pool.size, pool.name)
+                for pool in config.pools.values()
+                if pool.database == name
+            }
+            yield _Database(name, database.conninfo(), namespaces, Lease(config.lease_timeout), pools)
+
+
+def _seconds(value: float) -> float | None:
+    return round(value, 3) if math.isfinite(value) else None

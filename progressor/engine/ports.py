@@ -1,0 +1,276 @@
+"""What the engine says to its storage, and what it hears: the port between them.
+
+The engine decides, the storage makes it durable. Everything here is a value; the one protocol, `Storage`,
+has a method for each use case. A storage raises the errors of `progressor.errors` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from progressor.engine.history import History
+from progressor.model import (
+    Action,
+    Event,
+    Metadata,
+    Page,
+    Process,
+    Range,
+    TaskType,
+    TraceUnit,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task in the hands of this node. `owner` (the node's epoch) and `token` fence its completion."""
+
+    process_id: str
+    task_id: int
+    task_type: TaskType
+    args: bytes
+    context: bytes
+    metadata: Metadata | None
+    scheduled_time: datetime
+    attempts: int
+    """How many attempts failed before this one."""
+    owner: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A task with its process as the step will find it. `history` is None until it has been read."""
+
+    task: Task
+    process: Process
+    history: History | None = None
+    broken: BrokenTask | None = None
+    """For a repair: what the process broke on."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenTask:
+    """The timer task that brought a process into error: a repair sets it again."""
+
+    task_type: TaskType
+    args: bytes
+    context: bytes
+
+
+class Op(StrEnum):
+    """The requests that change a process."""
+
+    INIT = "init"
+    CALL = "call"
+    NOTIFY = "notify"
+    REPAIR = "repair"
+    SIMPLE_REPAIR = "simple_repair"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request to be accepted. `token` names it, and is the run token of its task when that starts at once."""
+
+    op: Op
+    process_id: str
+    args: bytes
+    context: bytes
+    idempotency_key: str | None
+    metadata: Metadata | None
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request, or the waiting task, ends with this error."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The task had ended before; this is what its caller was told."""
+
+    response: bytes | None
+    task_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The task is stored: this node runs it now (`started`), or it waits, here or elsewhere."""
+
+    task_id: int
+    started: Claimed | None = None
+
+
+class Outcome(StrEnum):
+    FINISHED = "finished"
+    ERROR = "error"
+    RETRY = "retry"
+
+
+class TimerChange(StrEnum):
+    KEEP = "keep"
+    NOW = "now"
+    AT = "at"
+    UNSET = "unset"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """What becomes of the timer. `at`, `task_type`, `args` and `context` are those of the new task, if any."""
+
+    change: TimerChange
+    at: datetime | None = None
+    task_type: TaskType = TaskType.TIMEOUT
+    args: bytes = b""
+    context: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """All that a step changes, committed in one transaction or not at all."""
+
+    task: Task
+    next_token: int
+    outcome: Outcome
+    process: Process
+    """The process as it will be; its `history` and `last_event_id` are not looked at."""
+    answer: Answered | Refused | None
+    """What the caller is told; None when the task waits for another attempt."""
+    before: Process
+    """The process as the step found it."""
+    events: Sequence[Event] = ()
+    aux_state: bytes | None = None
+    metadata: Metadata | None = None
+    timer: Timer = Timer(TimerChange.KEEP)
+    attempts: int = 0
+    retry_interval: float = 0.0
+    history: History | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A completion that was applied."""
+
+    next: Claimed | None = None
+    """The task that this node goes on with."""
+    hints: Sequence[Hint] = ()
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A completion that the fence refused. `answer`: what the database says about its task, when it has ended."""
+
+    answer: Answered | Refused | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A task that ended without running; whoever waits for it is answered."""
+
+    task_id: int
+    answer: Answered | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A task of the schedule and when it is due. Only a hint: it may be gone by then."""
+
+    task_id: int
+    process_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A wish to run a task of the schedule under `token`."""
+
+    hint: Hint
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction does in one namespace. At most one completion for each process."""
+
+    requests: Sequence[Request] = ()
+    completions: Sequence[Completion] = ()
+    claims: Sequence[Claim] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """One result for each item, in the order of the items, and the other tasks that ended."""
+
+    requests: Sequence[Refused | Answered | Accepted] = ()
+    completions: Sequence[Completed | Lost] = ()
+    claims: Sequence[Claimed | Hint | None] = ()
+    """Claimed; a hint when it was too early; None when there is nothing to claim any more."""
+    ended: Sequence[Ended] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which processes a listing shows. Times are half-open intervals."""
+
+    status: str | None = None
+    metadata: Metadata | None = None
+    id_prefix: str | None = None
+    created: tuple[datetime | None, datetime | None] = (None, None)
+    changed: tuple[datetime | None, datetime | None] = (None, None)
+
+
+class Committer(Protocol):
+    """The write side of a database, used by one writer."""
+
+    def commit(self, epoch: int, batches: Mapping[str, Batch], *, again: bool) -> Mapping[str, BatchResult]:
+        """One transaction for all namespaces. `again`: the answer to the same batches was lost.
+
+        Raises LeaseLost when the epoch is no longer trusted, and StorageRejected when the database
+        refuses some of the data; then nothing was done. After StorageUnavailable the outcome is unknown.
+        """
+
+    def close(self) -> None: ...
+
+
+class Storage(Protocol):
+    """The rest of a database. Thread-safe. Every method may raise StorageUnavailable."""
+
+    def events(self, ns: str, process_id: str, range: Range) -> Sequence[Event]: ...
+
+    def broken_task(self, ns: str, task_id: int) -> BrokenTask | None: ...
+
+    def upcoming(self, ns: str, horizon: float, after: Hint | None, limit: int) -> Sequence[Hint]:
+        """Timers that are due within `horizon` seconds, in their order, behind `after`."""
+
+    def waiting_calls(self, ns: str, limit: int) -> Sequence[Hint]:
+        """Calls of processes that run nothing."""
+
+    def take_over(
+        self, ns: str, epoch: int, stale: float, grace: float, known: Sequence[int], tokens: Sequence[int]
+    ) -> Sequence[Claimed]:
+        """Claims zombies: running tasks without a live owner, at most one for each of `tokens`."""
+
+    def release(self, ns: str, epoch: int, tasks: Sequence[Task]) -> None:
+        """Hands tasks back that did not begin."""
+
+    def results(self, ns: str, tasks: Sequence[int]) -> Mapping[int, Answered | Refused | None]:
+        """What became of tasks; None while they wait or run. A task that is not there any more is left out."""
+
+    def get(self, ns: str, process_id: str, range: Range) -> Process | None: ...
+
+    def put(self, ns: str, process: Process, action: Action | None, context: bytes) -> Hint | None:
+        """Raises ProcessAlreadyExists."""
+
+    def trace(self, ns: str, process_id: str) -> Sequence[TraceUnit]: ...
+
+    def page(self, ns: str, selection: Selection, limit: int, cursor: str | None) -> Page: ...

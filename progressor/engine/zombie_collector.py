@@ -1,0 +1,106 @@
+"""Takes over what others left: tasks of dead nodes, and tasks that nobody looks after any more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from time import monotonic
+
+from progressor.config import RetryPolicy
+from progressor.engine import lifecycle
+from progressor.engine.directory import Directory, Role
+from progressor.engine.lease import Lease
+from progressor.engine.messages import CollectZombies, KnownTokens, TakenOver
+from progressor.engine.ports import Claimed, Completion, Storage
+from progressor.engine.tokens import Tokens
+from progressor.errors import StorageError
+from progressor.metrics import NamespaceMetrics
+from progressor.model import TaskType, now
+from progressor.otp import Actor, ActorDead, CallTimeout, Timer
+
+logger = logging.getLogger(__name__)
+
+PAGE = 200
+JITTER = 0.2
+PATIENCE = 10.0
+
+
+class ZombieCollector(Actor):
+    """`stale`: seconds after which a running task is a zombie whoever owns it."""
+
+    def __init__(
+        self,
+        ns: str,
+        storage: Storage,
+        policy: RetryPolicy,
+        interrupted: Collection[TaskType],
+        stale: float,
+        interval: float,
+        lease: Lease,
+        directory: Directory,
+        tokens: Tokens,
+        timer: Timer,
+        metrics: NamespaceMetrics,
+    ) -> None:
+        super().__init__()
+        self._ns = ns
+        self._storage = storage
+        self._policy = policy
+        self._interrupted = interrupted
+        self._stale = stale
+        self._interval = interval
+        self._lease = lease
+        self._directory = directory
+        self._tokens = tokens
+        self._timer = timer
+        self._metrics = metrics
+
+    def init(self) -> None:
+        self._directory.enter(Role.ZOMBIE_COLLECTOR, self._ns, self.ref)
+        self._rounds = self._timer.every(self._interval, self.ref, CollectZombies(), JITTER)
+        self.ref.cast(CollectZombies())
+
+    def terminate(self, reason: Exception) -> None:
+        self._rounds.cancel()
+
+    def handle(self, message: object) -> object:
+        match message:
+            case CollectZombies():
+                self._collect()
+            case _:
+                return super().handle(message)
+        return None
+
+    def _collect(self) -> None:
+        started = monotonic()
+        try:
+            while self._take_page() == PAGE:
+                pass
+        except (StorageError, ActorDead, CallTimeout) as error:
+            logger.warning("%s: zombies were not collected: %s", self._ns, error)
+        self._metrics.zombies_collected(monotonic() - started)
+
+    def _take_page(self) -> int:
+        scheduler = self._directory.find(Role.SCHEDULER, self._ns)
+        if scheduler is None:
+            return 0
+        known = scheduler.call(KnownTokens(), PATIENCE)
+        tokens = [self._tokens.next() for _ in range(PAGE)]
+        grace = self._lease.timeout
+        taken = self._storage.take_over(self._ns, self._lease.epoch, self._stale, grace, known, tokens)
+        again: list[Claimed] = []
+        ended: list[Completion] = []
+        for claimed in taken:
+            fate = lifecycle.recover(claimed, self._policy, self._interrupted, now(), self._tokens.next())
+            (again if isinstance(fate, Claimed) else ended).append(fate)  # type: ignore[arg-type]
+            logger.warning(
+                "task %d (%s) of %s was left by its node: %s",
+                claimed.task.task_id,
+                claimed.task.task_type,
+                claimed.task.process_id,
+                "runs again" if isinstance(fate, Claimed) else "failed",
+            )
+        if taken:
+            self._metrics.zombies(len(taken))
+            scheduler.cast(TakenOver(again, ended))
+        return len(taken)

@@ -1,0 +1,155 @@
+"""What can be measured about a node, for Prometheus. The eight histograms of the original have its names.
+
+Each node has a registry of its own. Durations are milliseconds where the original's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from progressor.engine.messages import LoadFigures
+    from progressor.engine.ports import Completion
+
+
+class PoolStats(Protocol):
+    def get_stats(self) -> Mapping[str, int]: ...
+
+
+NS = "prg_namespace"
+MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000, 60000)
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
+class Metrics:
+    """The metrics of a node. `namespace` gives a view of them with the label filled in."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calls_scanning = self._duration("progressor_calls_scanning", "Scans for waiting calls")
+        self.timers_scanning = self._duration("progressor_timers_scanning", "Scans for due timers")
+        self.zombie_collection = self._duration("progressor_zombie_collection", "Rounds of the zombie collector")
+        self.request_preparing = self._duration(
+            "progressor_request_preparing", "From a request to its stored task", "task_type"
+        )
+        self.task_processing = self._duration("progressor_task_processing", "Steps in the processor", "task_type")
+        self.task_completion = self._duration(
+            "progressor_task_completion", "From the end of a step to its commit", "completion_type"
+        )
+        self.process_removing = self._duration("progressor_process_removing", "Removals, to their commit")
+        self.notification = self._duration("progressor_notification", "Publications", "notification_type")
+        self.busy_workers = self._gauge("progressor_workers_busy", "Workers that run a step")
+        self.free_workers = self._gauge("progressor_workers_free", "Workers that wait")
+        self.ready_tasks = self._gauge("progressor_tasks_ready", "Tasks that wait for a worker")
+        self.oldest_ready = self._gauge(
+            "progressor_tasks_ready_oldest_seconds", "How long the first of them has been waiting"
+        )
+        self.expected_tasks = self._gauge("progressor_tasks_expected", "Timers in memory")
+        self.waiting_callers = self._gauge("progressor_callers_waiting", "Tasks that callers of this node wait for")
+        self.retries = self._counter("progressor_retries", "Steps that will be tried again")
+        self.failures = self._counter("progressor_failures", "Steps that ended in error", "task_type")
+        self.zombie_tasks = self._counter("progressor_zombies", "Tasks taken over")
+        self.fenced_completions = self._counter("progressor_fenced_completions", "Results that came too late")
+        self.hung_workers = self._counter("progressor_workers_abandoned", "Steps given up at their deadline")
+        self.batch_size = Histogram(
+            "progressor_batch_size", "Items in a transaction", buckets=SIZES, registry=self.registry
+        )
+        self.commit_duration = Histogram(
+            "progressor_commit_duration_ms", "Transactions of the writer", buckets=MS, registry=self.registry
+        )
+        self.lease_age = Gauge(
+            "progressor_lease_age_seconds", "Since the lease was renewed", ["database"], registry=self.registry
+        )
+        self.pool_connections = Gauge(
+            "progressor_pool_connections", "Connections of a pool", ["pool", "state"], registry=self.registry
+        )
+
+    def namespace(self, ns: str) -> NamespaceMetrics:
+        return NamespaceMetrics(self, ns)
+
+    def committed(self, items: int, seconds: float) -> None:
+        self.batch_size.observe(items)
+        self.commit_duration.observe(seconds * 1000)
+
+    def database(self, name: str, lease_age: float, pools: Mapping[str, PoolStats]) -> None:
+        self.lease_age.labels(name).set(lease_age)
+        for pool, connections in pools.items():
+            stats = connections.get_stats()
+            free = stats.get("pool_available", 0)
+            self.pool_connections.labels(pool, "free").set(free)
+            self.pool_connections.labels(pool, "busy").set(stats.get("pool_size", 0) - free)
+            self.pool_connections.labels(pool, "waited_for").set(stats.get("requests_waiting", 0))
+
+    def _duration(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"{name}_duration_ms", text, [NS, *labels], buckets=MS, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, [NS], registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, [NS, *labels], registry=self.registry)
+
+
+class NamespaceMetrics:
+    """Seconds in, milliseconds out. Labels are bound once: these are called at every step."""
+
+    def __init__(self, metrics: Metrics, ns: str) -> None:
+        self._metrics = metrics
+        self._ns = ns
+        self._durations: dict[tuple[Histogram, str], Histogram] = {}
+        self._fenced = metrics.fenced_completions.labels(ns)
+        self._zombies = metrics.zombie_tasks.labels(ns)
+        self._retries = metrics.retries.labels(ns)
+        self._hung = metrics.hung_workers.labels(ns)
+
+    def prepared(self, operation: str, seconds: float) -> None:
+        self._observe(self._metrics.request_preparing, operation, seconds)
+
+    def processed(self, task_type: str, seconds: float) -> None:
+        self._observe(self._metrics.task_processing, task_type, seconds)
+
+    def completed(self, completion: Completion, seconds: float) -> None:
+        self._observe(self._metrics.task_completion, completion.outcome, seconds)
+        if completion.outcome == "retry":
+            self._retries.inc()
+        elif completion.outcome == "error":
+            self._metrics.failures.labels(self._ns, completion.task.task_type).inc()
+        if completion.timer.change == "remove":
+            self._metrics.process_removing.labels(self._ns).observe(seconds * 1000)
+
+    def calls_scanned(self, seconds: float) -> None:
+        self._metrics.calls_scanning.labels(self._ns).observe(seconds * 1000)
+
+    def timers_scanned(self, seconds: float) -> None:
+        self._metrics.timers_scanning.labels(self._ns).observe(seconds * 1000)
+
+    def zombies_collected(self, seconds: float) -> None:
+        self._metrics.zombie_collection.labels(self._ns).observe(seconds * 1000)
+
+    def zombies(self, count: int) -> None:
+        self._zombies.inc(count)
+
+    def fenced(self) -> None:
+        self._fenced.inc()
+
+    def hung(self) -> None:
+        self._hung.inc()
+
+    def workers(self, busy: int, free: int) -> None:
+        self._metrics.busy_workers.labels(self._ns).set(busy)
+        self._metrics.free_workers.labels(self._ns).set(free)
+
+    def load(self, figures: LoadFigures) -> None:
+        self._metrics.ready_tasks.labels(self._ns).set(figures.ready)
+        self._metrics.oldest_ready.labels(self._ns).set(figures.oldest_ready)
+        self._metrics.expected_tasks.labels(self._ns).set(figures.expected)
+        self._metrics.waiting_callers.labels(self._ns).set(figures.waiting_callers)
+
+    def _observe(self, metric: Histogram, label: str, seconds: float) -> None:
+        bound = self._durations.get((metric, label))
+        if bound is None:
+            bound = self._durations[metric, label] = metric.labels(self._ns, label)
+        bound.observe(seconds * 1000)

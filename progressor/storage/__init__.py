@@ -1,0 +1,1 @@
+"""Processes, tasks and events in PostgreSQL."""

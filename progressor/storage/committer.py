@@ -1,0 +1,370 @@
+"""The write side: one transaction for the work of many processes, over a connection of its own.
+
+The answer to a commit can get lost. Then the session of the lost connection is ended before anything else
+is sent, so that its transaction is either committed or gone, and the same batch is sent once more, marked
+`again`: requests find the task they made, completions the fence they moved (docs/adr/0003-batches.md).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, NamedTuple, TypeAlias
+from uuid import uuid4
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from progressor.engine.ports import (
+    Accepted,
+    Answered,
+    Batch,
+    BatchResult,
+    Claim,
+    Claimed,
+    Completed,
+    Completion,
+    Ended,
+    Hint,
+    Lost,
+    Op,
+    Refused,
+    Request,
+    Task,
+    TimerChange,
+)
+from progressor.errors import (
+    ClientError,
+    IdempotencyConflict,
+    ProcessAlreadyExists,
+    ProcessInError,
+    ProcessInInit,
+    ProcessNotFound,
+    ProcessRunning,
+    StorageRejected,
+    StorageUnavailable,
+)
+from progressor.model import Process, Range, TaskType
+from progressor.storage import packing, response, sql
+from progressor.storage.errors import translated
+
+_REFUSALS: Mapping[str, type[ClientError]] = {
+    e.text: e for e in (ProcessAlreadyExists, ProcessNotFound, ProcessInError, ProcessInInit, ProcessRunning)
+}
+_TERMINATION_PATIENCE_MS = 5000
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+Cursor: TypeAlias = psycopg.Cursor[TupleRow]
+
+
+class Row(NamedTuple):
+    """A progressor_outcome (migrations/0001_database.sql)."""
+
+    ord: int
+    fate: str
+    task_id: int
+    task_type: str
+    task_status: str | None
+    scheduled_time: datetime
+    args: bytes | None
+    context: bytes | None
+    task_metadata: dict[str, Any] | None
+    attempts: int
+    response: bytes | None
+    process_id: str
+    status: str
+    detail: str | None
+    aux_state: bytes | None
+    metadata: dict[str, Any] | None
+    created_at: datetime | None
+    previous_status: str | None
+    status_changed_at: datetime | None
+    corrupted_by: int | None
+    last_event_id: int
+
+    def task(self, owner: int, token: int) -> Task:
+        return Task(
+            self.process_id,
+            self.task_id,
+            TaskType(self.task_type),
+            self.args or b"",
+            self.context or b"",
+            self.task_metadata,
+            self.scheduled_time,
+            self.attempts,
+            owner,
+            token,
+        )
+
+    def process(self) -> Process:
+        return Process(
+            self.process_id,
+            self.status,
+            self.detail,
+            self.aux_state,
+            self.metadata,
+            (),
+            self.last_event_id,
+            Range(),
+            self.created_at,
+            self.previous_status,
+            self.status_changed_at,
+            self.corrupted_by,
+        )
+
+    def claimed(self, owner: int, token: int) -> Claimed:
+        return Claimed(self.task(owner, token), self.process())
+
+
+def rows(cursor: Cursor) -> Iterator[Row]:
+    return map(Row._make, cursor.fetchall())
+
+
+class Committer:
+    """Commits batches. Used by one thread."""
+
+    def __init__(self, conninfo: Mapping[str, Any]) -> None:
+        self._conninfo = dict(conninfo)
+        self._connection: Connection | None = None
+        self._name = ""
+        self._lost_session: tuple[int, str] | None = None
+
+    def commit(self, epoch: int, batches: Mapping[str, Batch], *, again: bool) -> Mapping[str, BatchResult]:
+        """See `ports.Committer`."""
+        with translated():
+            connection = self._connected()
+            sent: dict[str, list[Cursor | None]] = {}
+            with connection.pipeline(), connection.transaction():
+                connection.execute("select progressor_hold_lease(%s)", [epoch])
+                for ns in sorted(batches):
+                    with _unpackable_rejected():
+                        sent[ns] = _send(connection, ns, batches[ns], epoch, again)
+            return {ns: _receive(sent[ns], batches[ns], epoch) for ns in sent}
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _connected(self) -> Connection:
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        if self._connection is not None:
+            self._lost_session = (self._connection.info.backend_pid, self._name)
+            self._connection = None
+        self._name = f"progressor writer {uuid4().hex}"
+        connection = psycopg.connect(**{**self._conninfo, "application_name": self._name}, autocommit=True)
+        if self._lost_session is not None:
+            _end_session(connection, *self._lost_session)
+            self._lost_session = None
+        prepare_session(connection)
+        self._connection = connection
+        return connection
+
+
+def prepare_session(connection: Connection) -> None:
+    packing.register(connection)
+    connection.execute("set timezone to 'UTC'")
+    # A frozen node must not hold locks that keep others from taking over.
+    connection.execute("set idle_in_transaction_session_timeout to '4s'")
+
+
+def _end_session(connection: Connection, pid: int, name: str) -> None:
+    ended = connection.execute(
+        "select pg_terminate_backend(pid, %s) from pg_stat_activity where pid = %s and application_name = %s",
+        [_TERMINATION_PATIENCE_MS, pid, name],
+    ).fetchone()
+    if ended == (False,):
+        connection.close()
+        raise StorageUnavailable("storage unavailable: a session of a lost connection does not end")
+
+
+def _send(connection: Connection, ns: str, batch: Batch, epoch: int, again: bool) -> list[Cursor | None]:
+    """Sends the work of one namespace; the order is that of _receive."""
+    ids = sorted(
+        {r.process_id for r in batch.requests} | {c.task.process_id for c in batch.completions},
+    )
+    if ids:
+        _call(connection, ns, "lock", packing.text(ids))
+    requests = completions = claims = None
+    if batch.requests:
+        requests = _call(connection, ns, "prepare", epoch, again, *_pack_requests(batch.requests))
+    if batch.completions:
+        completions = _call(connection, ns, "complete", epoch, *_pack_completions(batch.completions))
+    if batch.claims:
+        claims = _call(connection, ns, "claim", epoch, again, *_pack_claims(batch.claims))
+    return [requests, completions, claims]
+
+
+@contextmanager
+def _unpackable_rejected() -> Iterator[None]:
+    """What has no place in a column: no JSON, a number too big, a lone surrogate."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError, struct.error) as error:
+        raise StorageRejected(f"{StorageRejected.text}: {error}") from error
+
+
+def _call(connection: Connection, ns: str, function: str, *arguments: Any) -> Cursor:
+    cursor = connection.cursor(binary=True)
+    return cursor.execute(sql.call(ns, function, len(arguments)), arguments)
+
+
+def _pack_requests(requests: Sequence[Request]) -> tuple[packing.Packed, ...]:
+    return (
+        packing.text([r.op for r in requests]),
+        packing.text([r.process_id for r in requests]),
+        packing.bytea([r.args for r in requests]),
+        packing.bytea([r.context for r in requests]),
+        packing.text([r.idempotency_key for r in requests]),
+        packing.jsonb([r.metadata for r in requests]),
+        packing.bigint([r.token for r in requests]),
+    )
+
+
+def _pack_completions(completions: Sequence[Completion]) -> tuple[packing.Packed, ...]:
+    events = [(n, e) for n, c in enumerate(completions, 1) for e in c.events]
+    processes = [c.process for c in completions]
+    tasks = [c.task for c in completions]
+    timers = [c.timer for c in completions]
+    return (
+        packing.text([t.process_id for t in tasks]),
+        packing.bigint([t.task_id for t in tasks]),
+        packing.bigint([t.token for t in tasks]),
+        packing.bigint([c.next_token for c in completions]),
+        packing.text([c.outcome for c in completions]),
+        packing.bytea([None if c.answer is None else response.encode(c.answer) for c in completions]),
+        packing.text([p.status for p in processes]),
+        packing.text([p.detail for p in processes]),
+        packing.bigint([p.corrupted_by for p in processes]),
+        packing.bytea([c.aux_state for c in completions]),
+        packing.jsonb([c.metadata for c in completions]),
+        packing.text([t.change for t in timers]),
+        packing.text([t.task_type for t in timers]),
+        packing.timestamptz([t.at for t in timers]),
+        packing.bytea([t.args for t in timers]),
+        packing.bytea([t.context for t in timers]),
+        packing.integer([c.attempts for c in completions]),
+        packing.integer([round(c.retry_interval) for c in completions]),
+        packing.integer([n for n, _ in events]),
+        packing.bigint([e.event_id for _, e in events]),
+        packing.timestamptz([e.timestamp for _, e in events]),
+        packing.bytea([e.payload for _, e in events]),
+        packing.jsonb([e.metadata for _, e in events]),
+    )
+
+
+def _pack_claims(claims: Sequence[Claim]) -> tuple[packing.Packed, ...]:
+    return (
+        packing.bigint([c.hint.task_id for c in claims]),
+        packing.text([c.hint.process_id for c in claims]),
+        packing.bigint([c.token for c in claims]),
+    )
+
+
+def _receive(cursors: Sequence[Cursor | None], batch: Batch, epoch: int) -> BatchResult:
+    requests, completions, claims = cursors
+    ended: list[Ended] = []
+    return BatchResult(
+        [] if requests is None else _prepared(requests, batch.requests, epoch, ended),
+        [] if completions is None else _completed(completions, batch.completions, epoch, ended),
+        [] if claims is None else _claimed(claims, batch.claims, epoch),
+        ended,
+    )
+
+
+_GONE = Refused(ProcessNotFound())
+
+
+def _prepared(
+    cursor: Cursor, requests: Sequence[Request], epoch: int, ended: list[Ended]
+) -> list[Refused | Answered | Accepted]:
+    found: list[Refused | Answered | Accepted] = []
+    for row in rows(cursor):
+        if row.fate == "gone":
+            ended.append(Ended(row.task_id, _GONE))
+        else:
+            found.append(_fate(row, requests[row.ord - 1], epoch))
+    return found
+
+
+def _fate(row: Row, request: Request, epoch: int) -> Refused | Answered | Accepted:
+    match row.fate:
+        case "started":
+            return Accepted(row.task_id, row.claimed(epoch, request.token))
+        case "removed" | "repaired":
+            return Answered(None, row.task_id)
+        case "conflict":
+            return Refused(IdempotencyConflict())
+        case "answered" if request.op in (Op.NOTIFY, Op.SIMPLE_REPAIR):  # these were answered when accepted
+            return Accepted(row.task_id)
+        case "answered":
+            known = response.decode(row.task_status or "", row.response, row.task_id)
+            return Accepted(row.task_id) if known is None else known
+        case "queued" | "joined":
+            return Accepted(row.task_id)
+        case refusal:
+            return Refused(_REFUSALS[refusal]())
+
+
+def _completed(
+    cursor: Cursor, completions: Sequence[Completion], epoch: int, ended: list[Ended]
+) -> list[Completed | Lost]:
+    fates: list[Completed | Lost | None] = [None] * len(completions)
+    hints: dict[int, list[Hint]] = {}
+    for row in rows(cursor):
+        match row.fate:
+            case "timer":
+                if row.task_status != "blocked":
+                    hints.setdefault(row.ord, []).append(Hint(row.task_id, row.process_id, row.scheduled_time))
+            case "gone":
+                ended.append(Ended(row.task_id, _GONE))
+            case "failed":
+                ended.append(Ended(row.task_id, Refused(ProcessInError())))
+            case "obsolete":
+                ended.append(Ended(row.task_id, Refused(ProcessRunning())))
+            case _:
+                completion = completions[row.ord - 1]
+                fates[row.ord - 1] = _completion_fate(row, completion, epoch, hints.get(row.ord, ()))
+    return [Lost(None) if fate is None else fate for fate in fates]
+
+
+def _completion_fate(row: Row, completion: Completion, epoch: int, hints: Sequence[Hint]) -> Completed | Lost:
+    if row.fate == "next":
+        return Completed(_next(row, completion, epoch), hints)
+    if row.fate == "done":
+        return Completed(None, hints, removed=row.status == "gone")
+    if row.status == "gone" and completion.timer.change is TimerChange.REMOVE:
+        return Completed(None, removed=True)  # it was applied when this was sent first
+    return Lost(response.decode(row.task_status or "", row.response, row.task_id))
+
+
+def _next(row: Row, completion: Completion, epoch: int) -> Claimed:
+    if row.task_type is not None:
+        task = row.task(epoch, completion.next_token)
+    else:  # the timer that the step itself set to now
+        timer = completion.timer
+        task = Task(
+            row.process_id,
+            row.task_id,
+            timer.task_type,
+            timer.args,
+            timer.context,
+            None,
+            timer.at or row.scheduled_time,
+            0,
+            epoch,
+            completion.next_token,
+        )
+    return Claimed(task, completion.process, completion.history)
+
+
+def _claimed(cursor: Cursor, claims: Sequence[Claim], epoch: int) -> list[Claimed | Hint | None]:
+    found: list[Claimed | Hint | None] = [None] * len(claims)
+    for row in rows(cursor):
+        place = row.ord - 1
+        if row.fate == "early":
+            found[place] = Hint(row.task_id, row.process_id, row.scheduled_time)
+        else:
+            found[place] = row.claimed(epoch, claims[place].token)
+    return found

@@ -1,0 +1,99 @@
+-- name: upcoming
+-- Timers that are due, or will be within the horizon, after a place in the order of time.
+select task_id, process_id, scheduled_time from {schedule}
+where status = 'waiting' and task_type in ('timeout', 'remove')
+  and scheduled_time < clock_timestamp() + %(horizon)s
+  and (scheduled_time, task_id) > (%(after_time)s, %(after_task)s)
+order by scheduled_time, task_id limit %(limit)s
+
+-- name: waiting_calls
+-- Calls, and all that is handled like them, of processes that run nothing; the first of each process.
+select distinct on (s.process_id) s.task_id, s.process_id, s.scheduled_time
+from {schedule} s join {processes} p using (process_id)
+where s.status = 'waiting' and s.task_type in ('init', 'call', 'notify', 'repair')
+  and s.scheduled_time <= clock_timestamp() and (p.status <> 'error' or s.task_type = 'repair')
+  and not exists (select from {running} r where r.process_id = s.process_id)
+order by s.process_id, s.task_id limit %(limit)s
+
+-- name: results
+select task_id, status::text, response from {tasks} where task_id = any(%(tasks)s)
+
+-- name: process
+select p.process_id, p.status::text, p.detail, p.aux_state, p.metadata, p.created_at, p.previous_status::text,
+  p.status_changed_at, p.corrupted_by,
+  (select coalesce(max(event_id), 0) from {events} e where e.process_id = p.process_id) as last_event_id,
+  e.ids, e.times, e.tasks, e.payloads, e.metadatas
+from {processes} p
+left join lateral (
+  select array_agg(event_id) as ids, array_agg(timestamp) as times, array_agg(task_id) as tasks,
+    array_agg(payload) as payloads, array_agg(metadata::text) as metadatas
+  from ({slice}) slice) e on true
+where p.process_id = %(id)s
+
+-- name: forward
+select event_id, timestamp, task_id, payload, metadata from {events}
+where process_id = %(id)s and event_id > %(offset)s order by event_id limit %(limit)s
+
+-- name: backward
+select event_id, timestamp, task_id, payload, metadata from {events}
+where process_id = %(id)s and event_id < %(offset)s order by event_id desc limit %(limit)s
+
+-- name: broken_task
+select t.task_id, t.task_type::text, t.args, t.context from {tasks} t where t.task_id = %(task)s
+
+-- name: put_process
+insert into {processes} (process_id, status, detail, aux_state, metadata, created_at, previous_status, status_changed_at,
+                         corrupted_by)
+values (%(id)s, %(status)s::process_status, %(detail)s, %(aux_state)s, %(metadata)s, coalesce(%(created_at)s::timestamptz, now()),
+        coalesce(%(previous_status)s::process_status, %(status)s::process_status), coalesce(%(status_changed_at)s::timestamptz, now()), null)
+on conflict do nothing
+
+-- name: put_task
+-- The task that the imported history belongs to.
+insert into {tasks} (process_id, task_type, status, scheduled_time, running_time, finished_time, metadata, response,
+                     last_retry_interval, attempts_count, context)
+values (%(id)s, 'init', 'finished', now(), now(), now(), '{{"kind": "put"}}', {ok}, 0, 0, %(context)s::bytea)
+returning task_id
+
+-- name: put_events
+insert into {events} (process_id, task_id, event_id, timestamp, payload, metadata)
+select %(id)s, %(task)s, * from unnest(%(ids)s::bigint[], %(times)s::timestamptz[], %(payloads)s::bytea[],
+                                       %(metadatas)s::jsonb[])
+
+-- name: put_timer
+with task as (
+  insert into {tasks} (process_id, task_type, status, scheduled_time, last_retry_interval, attempts_count, context)
+  values (%(id)s, %(type)s::task_type, 'waiting', %(at)s::timestamptz, 0, 0, %(context)s::bytea)
+  returning task_id, process_id, task_type, status, scheduled_time, last_retry_interval, attempts_count, context)
+insert into {schedule} (task_id, process_id, task_type, status, scheduled_time, last_retry_interval, attempts_count, context)
+select * from task returning task_id
+
+-- name: trace
+select t.task_id, t.task_type::text, coalesce(r.status, s.status, t.status)::text, t.scheduled_time,
+  coalesce(r.running_time, t.running_time), t.finished_time, t.args, t.metadata, t.context, t.idempotency_key, t.response,
+  coalesce(s.last_retry_interval, t.last_retry_interval), coalesce(s.attempts_count, r.attempts_count, t.attempts_count),
+  e.ids, e.times, e.payloads, e.metadatas
+from {tasks} t
+left join {schedule} s using (task_id)
+left join {running} r on r.process_id = t.process_id and r.task_id = t.task_id
+left join lateral (
+  select array_agg(event_id order by event_id) as ids, array_agg(timestamp order by event_id) as times,
+    array_agg(payload order by event_id) as payloads, array_agg(metadata::text order by event_id) as metadatas
+  from {events} e where e.process_id = %(id)s and e.task_id = t.task_id) e on true
+where t.process_id = %(id)s and exists (select from {processes} where process_id = %(id)s)
+  and not (t.task_type = 'remove' and t.status = 'finished')
+order by t.task_id
+
+-- name: list
+select process_id, status::text, detail, aux_state, metadata, created_at, previous_status::text, status_changed_at,
+  corrupted_by, (select coalesce(max(event_id), 0) from {events} e where e.process_id = p.process_id) as last_event_id
+from {processes} p
+where (%(cursor)s::text is null or process_id > %(cursor)s)
+  and (%(status)s::text is null or status::text = %(status)s)
+  and (%(prefix)s::text is null or starts_with(process_id, %(prefix)s))
+  and (%(metadata)s::jsonb is null or metadata @> %(metadata)s)
+  and (%(created_from)s::timestamptz is null or created_at >= %(created_from)s)
+  and (%(created_to)s::timestamptz is null or created_at < %(created_to)s)
+  and (%(changed_from)s::timestamptz is null or status_changed_at >= %(changed_from)s)
+  and (%(changed_to)s::timestamptz is null or status_changed_at < %(changed_to)s)
+order by process_id limit %(limit)s

@@ -1,0 +1,83 @@
+"""What every test may use: one PostgreSQL server for the whole run, and a database of its own for a test.
+
+`--postgres-bin DIR`, or the variable PROGRESSOR_POSTGRES_BIN, runs the tests on the server of that directory;
+`--postgres-bin bundled:18` on version 18 of the extra `embedded`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.sql import SQL, Identifier
+
+from progressor.storage.embedded import EmbeddedPostgres
+
+# The tests that cut the power have a server of their own.
+FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "autovacuum_naptime": "10s"}
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of the test's own; `conninfo` holds the arguments of psycopg.connect."""
+
+    name: str
+    conninfo: dict[str, Any]
+
+    @property
+    def dsn(self) -> str:
+        return make_conninfo(**self.conninfo)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres-bin",
+        metavar="DIR",
+        default=os.environ.get("PROGRESSOR_POSTGRES_BIN") or None,
+        help="the binaries of the PostgreSQL to test on: a directory, `bundled` or `bundled:18`",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"PostgreSQL binaries: {config.getoption('--postgres-bin') or 'those of the machine'}"
+
+
+@pytest.fixture(scope="session")
+def postgres_bin(pytestconfig: pytest.Config) -> str | None:
+    """What the run was told with --postgres-bin."""
+    given: str | None = pytestconfig.getoption("--postgres-bin")
+    return given
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_bin: str | None) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres.start(bin_dir=postgres_bin, settings=FAST_SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres_server: EmbeddedPostgres) -> Iterator[Database]:
+    with fresh_database(postgres_server) as database:
+        yield database
+
+
+@contextmanager
+def fresh_database(server: EmbeddedPostgres, template: str = "template1") -> Iterator[Database]:
+    """A copy of the template, by default empty; it is dropped at the end, whoever is connected."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(**server.conninfo, autocommit=True) as admin:
+        admin.execute(
+            SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template)),
+        )
+    try:
+        yield Database(name, {**server.conninfo, "dbname": name})
+    finally:
+        with psycopg.connect(**server.conninfo, autocommit=True) as admin:
+            admin.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))

@@ -1,0 +1,68 @@
+"""Databases with a migrated namespace, nodes that work on it, and a look at the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import TypeAlias
+
+import psycopg
+import pytest
+
+from progressor.storage import migrate
+from progressor.storage.embedded import EmbeddedPostgres
+from progressor.storage.postgres import Pools, PostgresStorage, make_pool
+from tests.conftest import Database, fresh_database
+from tests.integration.storage.nodes import NS, Node, Tap
+
+MakeNode: TypeAlias = Callable[[], Node]
+
+
+@pytest.fixture(scope="session")
+def template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database with the namespace NS, to be copied."""
+    with fresh_database(postgres_server) as database:
+        migrate.migrate(database.conninfo, [NS])
+        yield database.name
+
+
+@pytest.fixture
+def migrated(postgres_server: EmbeddedPostgres, template: str) -> Iterator[Database]:
+    with fresh_database(postgres_server, template) as database:
+        yield database
+
+
+@pytest.fixture
+def make_node(migrated: Database) -> Iterator[MakeNode]:
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(closing(Node(migrated.conninfo)))
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> Node:
+    return make_node()
+
+
+@pytest.fixture
+def other(make_node: MakeNode) -> Node:
+    """A second node of the cluster."""
+    return make_node()
+
+
+@pytest.fixture
+def tap(migrated: Database) -> Iterator[Tap]:
+    with psycopg.connect(**migrated.conninfo, autocommit=True) as connection:
+        yield Tap(connection)
+
+
+@pytest.fixture
+def storage(migrated: Database) -> Iterator[PostgresStorage]:
+    with open_storage(migrated) as storage:
+        yield storage
+
+
+@contextmanager
+def open_storage(database: Database) -> Iterator[PostgresStorage]:
+    pool = make_pool(database.conninfo, 2, "test")
+    with pool:
+        yield PostgresStorage(Pools(pool, pool, pool))
