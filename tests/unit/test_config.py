@@ -208,8 +208,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [f'progressor.namespaces."{"é" * 19}": the name of a namespace has at most 37 bytes, got 38'],
     ),
     "an empty namespace and one with NUL": (
-        POOLS
-        + '[progressor.namespaces]\n"".processor.client = "echo"\n"a\\u0000b".processor.client = "echo"',
+        POOLS + '[progressor.namespaces]\n"".processor.client = "echo"\n"a\\u0000b".processor.client = "echo"',
         [
             'progressor.namespaces."": the name of a namespace is not empty',
             'progressor.namespaces."a\\u0000b": the name of a namespace holds no NUL',
@@ -260,8 +259,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [f'{X}.storage.pool: no pool "defualt_pool" in [pools], did you mean "default_pool"?'],
     ),
     "an unknown pool in the defaults, once": (
-        BASE + "[progressor.namespaces.y]\nprocessor.client = 'echo'\n"
-        "[progressor.defaults.storage]\nscan_pool = 'zzz'",
+        BASE + "[progressor.namespaces.y]\nprocessor.client = 'echo'\n[progressor.defaults.storage]\nscan_pool = 'zzz'",
         ['progressor.defaults.storage.scan_pool: no pool "zzz" in [pools]'],
     ),
     "an unknown storage": (
@@ -530,9 +528,7 @@ def test_a_namespace_is_merged_with_the_defaults_key_by_key(tmp_path: Path) -> N
     assert own.processor == ProcessorConfig("package.module:Name", {})
     assert bare.notifier == NotifierConfig("k", "t", "l")
     assert own.notifier == NotifierConfig("k", None, "m")
-    assert bare.storage == StorageConfig(
-        "postgres", "own_pool", "default_scan_pool", "default_front_pool", "db"
-    )
+    assert bare.storage == StorageConfig("postgres", "own_pool", "default_scan_pool", "default_front_pool", "db")
     assert own.storage == StorageConfig("postgres", "own_pool", "own_pool", "default_front_pool", "db")
     assert bare.retry_policy == RetryPolicy(3.0, 1.2, 60.0, 9, frozenset({"some_reason", "Error message"}))
     assert own.retry_policy == RetryPolicy(3.0, 1.2, 30.0, 9, frozenset())
@@ -638,9 +634,7 @@ def test_conninfo_is_what_libpq_calls_it(tmp_path: Path) -> None:
     assert "password" not in config.databases["db"].conninfo()
 
 
-def test_a_password_comes_from_the_environment_or_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_password_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "password"
     file.write_bytes(f" {SECRET}\r\n".encode())
     monkeypatch.setenv("PROGRESSOR_TEST_PASSWORD", SECRET)
@@ -669,9 +663,7 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
     config = loaded(
         tmp_path,
         BASE.replace("[pools]", f"password = '{SECRET}'\nsslpassword = '{SECRET}'\n[pools]")
-        + f"processor.options.token = '{SECRET}'\n".replace(
-            "processor", "[progressor.namespaces.y]\nprocessor"
-        )
+        + f"processor.options.token = '{SECRET}'\n".replace("processor", "[progressor.namespaces.y]\nprocessor")
         + "processor.client = 'echo'\n"
         + f"[kafka.clients.k]\nendpoints = ['h:9092']\nconfig.sasl.password = '{SECRET}'\n",
     )

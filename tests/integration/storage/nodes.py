@@ -198,7 +198,9 @@ class Tap:
 
     def _table(self, name: str) -> Iterable[dict[str, Any]]:
         with self.connection.cursor(row_factory=dict_row) as cursor:
-            yield from cursor.execute(SQL("select * from {0} order by {1}").format(self.fill("{%s}" % name), ORDER[name]))
+            yield from cursor.execute(
+                SQL("select * from {0} order by {1}").format(self.fill("{%s}" % name), ORDER[name])
+            )
 
     def status(self, process_id: str) -> str | None:
         found = self.rows("select status::text from {processes} where process_id = %s", process_id)
@@ -255,5 +257,3 @@ def next_of(fate: Completed | Lost) -> Claimed:
 def refusal(answer: object) -> type[Exception]:
     assert isinstance(answer, Refused), answer
     return type(answer.error)
-
-

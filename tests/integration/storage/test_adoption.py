@@ -193,9 +193,7 @@ def test_timers_are_found_when_they_are_due(storage: PostgresStorage) -> None:
 
 
 @pytest.mark.parametrize("process_id", ["due", "left", "retrying"])
-def test_a_due_timer_runs(
-    adopted: Adopted, node: Node, tap: Tap, storage: PostgresStorage, process_id: str
-) -> None:
+def test_a_due_timer_runs(adopted: Adopted, node: Node, tap: Tap, storage: PostgresStorage, process_id: str) -> None:
     claimed = node.claim_one(upcoming(storage)[process_id])
     assert claimed.task.task_id == adopted.tasks[process_id]
     assert claimed.task.attempts == (2 if process_id == "retrying" else 0)
@@ -329,9 +327,7 @@ def test_a_step_is_fenced_when_the_original_took_its_process(erlang: Original, n
     assert tap.value("select max(event_id) from {events} where process_id = 'idle'") == 3
 
 
-def test_a_task_that_the_original_schedules_is_run_here(
-    erlang: Original, node: Node, storage: PostgresStorage
-) -> None:
+def test_a_task_that_the_original_schedules_is_run_here(erlang: Original, node: Node, storage: PostgresStorage) -> None:
     call = erlang.task("idle", "call", "waiting", args=b"theirs")
     timer = erlang.task("answers", "timeout", "waiting", scheduled_time=erlang.ago(1))
     calls = {hint.process_id: hint for hint in storage.waiting_calls(NS, 10)}

@@ -134,7 +134,7 @@ def test_check_finds_functions_of_another_version_and_migrate_makes_them_anew(da
     migrate.migrate(database.conninfo, [NS])
     fresh = catalog(database)
     execute(database, "update progressor_functions set digest = 'old'")
-    execute(database, f'create or replace function "{NS}_lock"(p_ids text[]) returns void language sql as \'\'')
+    execute(database, f"create or replace function \"{NS}_lock\"(p_ids text[]) returns void language sql as ''")
     with pytest.raises(migrate.SchemaOutdated):
         migrate.check(database.conninfo, [NS])
     migrate.migrate(database.conninfo, [NS])
