@@ -7,9 +7,10 @@ from progressor import Event, Intent, ProcessorError, SetTimer, StepRequest, Tas
 
 
 class Counter:
-    """The aux_state is the count. A call adds the number in its args (default 1) and answers the sum.
+    """The aux_state is the count. Each step adds the number in its args, by default 1, and answers the sum.
 
-    Option `tick` (seconds): a timer that adds 1 again and again.
+    An init begins at 0 and a repair goes on where the count was, unless they are given a number. Option `tick`
+    (seconds): a timer that adds 1 again and again.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -17,7 +18,7 @@ class Counter:
 
     def process(self, request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
         before = int(request.process.aux_state or b"0")
-        step = _number(request.args, default=0 if request.task_type is TaskType.INIT else 1)
+        step = _number(request.args, default=0 if request.task_type in (TaskType.INIT, TaskType.REPAIR) else 1)
         count = str(before + step).encode()
         return Intent(
             events=[Event(payload=count, metadata={"format_version": 1})],

@@ -28,6 +28,7 @@ from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories
 from progressor.engine.lease import Lease, LeaseKeeper
 from progressor.engine.messages import Announced, Drain, Load, LoadFigures, Settle
+from progressor.engine.ready import ReadyQueue
 from progressor.engine.scanner import Scanner
 from progressor.engine.scheduler import Scheduler
 from progressor.engine.tokens import Tokens
@@ -166,7 +167,12 @@ class Node:
         for ns in self._config.namespaces:
             figures = self._ask(Role.SCHEDULER, ns, Load())
             if isinstance(figures, LoadFigures):
-                self.metrics.namespace(ns).load(figures)
+                self.metrics.namespace(ns).load(
+                    ready=figures.ready,
+                    oldest_ready=figures.oldest_ready,
+                    expected=figures.expected,
+                    waiting_callers=figures.waiting_callers,
+                )
         for db in self._databases.values():
             self.metrics.database(db.name, db.lease.age, db.pools)
         return generate_latest(self.metrics.registry)
@@ -213,7 +219,7 @@ class Node:
         storage = self._storages[ns.name]
         directory, tokens, timer = self._directory, self._tokens, self._timer
         metrics = self.metrics.namespace(ns.name)
-        histories = Histories(HISTORY_BYTES)
+        histories, ready = Histories(HISTORY_BYTES), ReadyQueue(lambda: db.lease.is_valid)
         shop = Workshop(
             ns.name,
             db.name,
@@ -223,6 +229,7 @@ class Node:
             db.lease,
             directory,
             histories,
+            ready,
             tokens,
             metrics,
         )
@@ -233,9 +240,11 @@ class Node:
                 ns.name,
                 db.name,
                 ns.worker_pool_size,
+                2 * ns.task_scan_timeout,
                 db.lease,
                 directory,
                 histories,
+                ready,
                 tokens,
                 timer,
                 metrics,
@@ -350,6 +359,8 @@ class Node:
         deadline = monotonic() + self._config.drain_timeout
         for ns in self._config.namespaces:
             self._ask(Role.SCHEDULER, ns, Drain())
+        for database in self._databases:
+            self._ask(Role.WRITER, database, Settle())
         while monotonic() < deadline and any(self._held(ns) for ns in self._config.namespaces):
             Event().wait(DRAIN_POLL)
         for ns in self._config.namespaces:
@@ -359,9 +370,9 @@ class Node:
         figures = self._ask(Role.SCHEDULER, ns, Load())
         return figures.held if isinstance(figures, LoadFigures) else 0
 
-    def _ask(self, role: Role, ns: str, message: Any) -> object:
+    def _ask(self, role: Role, owner: str, message: Any) -> object:
         """The answer of whoever plays the role; None when nobody does, or not in time."""
-        ref = self._directory.find(role, ns)
+        ref = self._directory.find(role, owner)
         if ref is None:
             return None
         try:

@@ -133,3 +133,6 @@ class ConfigError(ProgressorError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[Sequence[str]]]:
+        return type(self), (self.problems,)

@@ -6,13 +6,9 @@ Each node has a registry of its own. Durations are milliseconds where the origin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
-if TYPE_CHECKING:
-    from progressor.engine.messages import LoadFigures
-    from progressor.engine.ports import Completion
 
 
 class PoolStats(Protocol):
@@ -111,13 +107,13 @@ class NamespaceMetrics:
     def processed(self, task_type: str, seconds: float) -> None:
         self._observe(self._metrics.task_processing, task_type, seconds)
 
-    def completed(self, completion: Completion, seconds: float) -> None:
-        self._observe(self._metrics.task_completion, completion.outcome, seconds)
-        if completion.outcome == "retry":
+    def completed(self, task_type: str, outcome: str, seconds: float, *, removed: bool) -> None:
+        self._observe(self._metrics.task_completion, outcome, seconds)
+        if outcome == "retry":
             self._retries.inc()
-        elif completion.outcome == "error":
-            self._metrics.failures.labels(self._ns, completion.task.task_type).inc()
-        if completion.timer.change == "remove":
+        elif outcome == "error":
+            self._metrics.failures.labels(self._ns, task_type).inc()
+        if removed:
             self._metrics.process_removing.labels(self._ns).observe(seconds * 1000)
 
     def calls_scanned(self, seconds: float) -> None:
@@ -142,11 +138,11 @@ class NamespaceMetrics:
         self._metrics.busy_workers.labels(self._ns).set(busy)
         self._metrics.free_workers.labels(self._ns).set(free)
 
-    def load(self, figures: LoadFigures) -> None:
-        self._metrics.ready_tasks.labels(self._ns).set(figures.ready)
-        self._metrics.oldest_ready.labels(self._ns).set(figures.oldest_ready)
-        self._metrics.expected_tasks.labels(self._ns).set(figures.expected)
-        self._metrics.waiting_callers.labels(self._ns).set(figures.waiting_callers)
+    def load(self, *, ready: int, oldest_ready: float, expected: int, waiting_callers: int) -> None:
+        self._metrics.ready_tasks.labels(self._ns).set(ready)
+        self._metrics.oldest_ready.labels(self._ns).set(oldest_ready)
+        self._metrics.expected_tasks.labels(self._ns).set(expected)
+        self._metrics.waiting_callers.labels(self._ns).set(waiting_callers)
 
     def _observe(self, metric: Histogram, label: str, seconds: float) -> None:
         bound = self._durations.get((metric, label))

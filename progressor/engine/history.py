@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from threading import Lock
 from typing import overload
 
@@ -23,9 +24,11 @@ HISTORY_OVERHEAD = 500
 class History:
     """All events of a process, 1..n. One owner at a time appends: the step that was committed last."""
 
-    __slots__ = ("events", "size")
+    __slots__ = ("created_at", "events", "size")
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
+    def __init__(self, events: Iterable[Event] = (), created_at: datetime | None = None) -> None:
+        """`created_at` of the process tells it from a later one of the same id."""
+        self.created_at = created_at
         self.events: list[Event] = []
         self.size = HISTORY_OVERHEAD
         self.extend(events)

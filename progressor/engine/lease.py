@@ -127,6 +127,8 @@ class LeaseKeeper(Actor):
         self._lease.epoch = self._store.acquire(self._node_name, self._lease.timeout)
         self._lease.renewed = self._unbroken_since = started
         logger.info("epoch %d on database %s", self._lease.epoch, self._database)
+        self._tell(Role.SCHEDULER, LeaseReplaced())
+        self._tell(Role.ZOMBIE_COLLECTOR, CollectZombies())
 
     def _beat(self) -> None:
         was_valid = self._lease.is_valid
@@ -145,8 +147,6 @@ class LeaseKeeper(Actor):
         if not self._store.renew(self._lease.epoch, self._lease.timeout):
             logger.warning("epoch %d was declared dead by another node", self._lease.epoch)
             self._acquire()
-            self._tell(Role.SCHEDULER, LeaseReplaced())
-            self._tell(Role.ZOMBIE_COLLECTOR, CollectZombies())
             return
         self._lease.renewed = started
         if started - self._unbroken_since >= self._lease.timeout:

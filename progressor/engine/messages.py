@@ -21,7 +21,7 @@ from progressor.engine.ports import (
     Request,
     Task,
 )
-from progressor.otp import Call, Ref
+from progressor.otp import Call
 
 # To the writer
 
@@ -65,11 +65,6 @@ class Committed:
     completed: Sequence[tuple[Complete, Completed | Lost]] = ()
     claimed: Sequence[tuple[Claim, Claimed | Hint | None]] = ()
     ended: Sequence[Ended] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerIdle:
-    worker: Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +139,7 @@ class Drain(Call[None]):
     """Take nothing new and hand back what did not begin. What runs may end."""
 
 
-# To a worker, the pool, the scanner and the zombie collector
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    claimed: Claimed
+# To the pool, the scanner and the zombie collector
 
 
 @dataclass(frozen=True, slots=True)

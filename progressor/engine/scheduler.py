@@ -11,10 +11,10 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from time import monotonic
 
@@ -37,11 +37,10 @@ from progressor.engine.messages import (
     LoadFigures,
     OpenTasks,
     Results,
-    Run,
+    ScanCalls,
     ScanTimers,
     TakenOver,
     WakeUp,
-    WorkerIdle,
 )
 from progressor.engine.ports import (
     Accepted,
@@ -55,17 +54,19 @@ from progressor.engine.ports import (
     Refused,
     Task,
 )
+from progressor.engine.ready import ReadyQueue
 from progressor.engine.tokens import Tokens
 from progressor.errors import ProcessNotFound, RequestTimeout
 from progressor.metrics import NamespaceMetrics
 from progressor.model import TaskType
-from progressor.otp import Actor, Ref, Timer, TimerHandle
+from progressor.otp import Actor, Timer, TimerHandle
 
 logger = logging.getLogger(__name__)
 
 MAX_EXPECTED = 50_000
 """How many tasks to come are kept in memory; the scanner finds the others in time."""
 CLAIM_BATCH = 500
+EARLY_PAUSE = timedelta(seconds=0.05)
 
 
 class Scheduler(Actor):
@@ -76,9 +77,11 @@ class Scheduler(Actor):
         ns: str,
         database: str,
         worker_count: int,
+        horizon: float,
         lease: Lease,
         directory: Directory,
         histories: Histories,
+        ready: ReadyQueue,
         tokens: Tokens,
         timer: Timer,
         metrics: NamespaceMetrics,
@@ -87,14 +90,14 @@ class Scheduler(Actor):
         self._ns = ns
         self._database = database
         self._room = max(4 * worker_count, 200)
+        self._horizon = timedelta(seconds=horizon)
         self._lease = lease
         self._directory = directory
         self._histories = histories
         self._tokens = tokens
         self._timer = timer
         self._metrics = metrics
-        self._ready: deque[tuple[float, Claimed]] = deque()
-        self._idle: list[Ref] = []
+        self._ready = ready
         self._held: dict[int, Task] = {}
         self._callers = Callers()
         self._inits: dict[str, list[Future[None]]] = {}
@@ -106,6 +109,7 @@ class Scheduler(Actor):
         self._draining = False
 
     def init(self) -> None:
+        self._ready.take_all()  # what an earlier scheduler had becomes zombies
         self._directory.enter(Role.SCHEDULER, self._ns, self.ref)
 
     def terminate(self, reason: Exception) -> None:
@@ -113,13 +117,10 @@ class Scheduler(Actor):
             self._alarm[1].cancel()
         self._callers.fail_all(RequestTimeout("timeout: the node stops or restarts, the outcome is unknown"))
 
-    def handle(self, message: object) -> object:  # noqa: C901, PLR0912 - one line for each message
+    def handle(self, message: object) -> object:  # noqa: C901 - one line for each message
         match message:
             case Committed():
                 self._committed(message)
-            case WorkerIdle(worker):
-                self._idle.append(worker)
-                self._dispatch()
             case Expect(hints):
                 return self._expect(hints)
             case WakeUp():
@@ -172,6 +173,8 @@ class Scheduler(Actor):
             self._callers.add(result.task_id, op, future)
         if result.started is not None:
             self._hold(result.started)
+        elif op is Op.SIMPLE_REPAIR:  # notifications may have waited for it
+            self._directory.cast(Role.SCANNER, self._ns, ScanCalls())
 
     def _completed(self, complete: Complete, fate: Completed | Lost) -> None:
         completion = complete.completion
@@ -181,7 +184,8 @@ class Scheduler(Actor):
             self._metrics.fenced()
             logger.warning("task %d of %s: the result came too late", task.task_id, task.process_id)
         else:
-            self._metrics.completed(completion, monotonic() - complete.sent)
+            seconds = monotonic() - complete.sent
+            self._metrics.completed(task.task_type, completion.outcome, seconds, removed=fate.removed)
             self._continue(complete, fate)
         result = fate.answer if isinstance(fate, Lost) else completion.answer
         if result is not None:
@@ -200,15 +204,16 @@ class Scheduler(Actor):
         elif history is not None and not fate.removed:
             self._histories.put(completion.task.process_id, history)
         for hint in fate.hints:
-            self._remember(hint)
+            if hint.at <= datetime.now(UTC) + self._horizon:
+                self._remember(hint)
 
     def _claimed(self, found: Claimed | Hint | None) -> None:
         self._claiming -= 1
         match found:
             case Claimed():
                 self._hold(found)
-            case Hint():
-                self._remember(found)
+            case Hint():  # by the database's clock, which decides
+                self._remember(replace(found, at=max(found.at, datetime.now(UTC) + EARLY_PAUSE)))
 
     def _taken_over(self, message: TakenOver) -> None:
         for claimed in message.again:
@@ -221,34 +226,30 @@ class Scheduler(Actor):
     # The queue
 
     def _hold(self, claimed: Claimed) -> None:
+        if claimed.task.owner != self._lease.epoch:
+            return  # committed just before this node was declared dead
         self._held[claimed.task.token] = claimed.task
-        self._ready.append((monotonic(), claimed))
+        self._ready.put(claimed)
 
     def _dispatch(self) -> None:
         if self._draining:
             self._hand_back()
             return
-        if not self._lease.is_valid:
-            return  # others may be at it already; the next heartbeat tells
-        while self._ready and self._idle:
-            worker = self._idle.pop()
-            if not worker.cast(Run(self._ready[0][1])):
-                continue  # dead: the pool sends another one
-            self._ready.popleft()
+        self._ready.wake()
 
     def _load(self) -> LoadFigures:
         return LoadFigures(
             ready=len(self._ready),
-            oldest_ready=monotonic() - self._ready[0][0] if self._ready else 0.0,
-            idle_workers=len(self._idle),
-            held=len(self._held),
+            oldest_ready=self._ready.oldest_age,
+            idle_workers=self._ready.idle_workers,
+            held=len(self._held) + self._claiming,
             expected=len(self._expected),
             waiting_callers=len(self._callers),
         )
 
     def _forget_all(self) -> None:
         """Callers stay: whoever ends their tasks now, the database will tell."""
-        self._ready.clear()
+        self._ready.take_all()
         self._held.clear()
 
     def _drain(self) -> None:
@@ -256,25 +257,24 @@ class Scheduler(Actor):
         self._hand_back()
 
     def _hand_back(self) -> None:
-        if self._ready:
-            tasks = [claimed.task for _, claimed in self._ready]
-            self._ready.clear()
+        tasks = [claimed.task for claimed in self._ready.take_all()]
+        if tasks:
             for task in tasks:
-                del self._held[task.token]
+                self._held.pop(task.token, None)
             self._directory.cast(Role.SCANNER, self._ns, HandBack(tasks))
 
     # Tasks to come
 
     def _expect(self, hints: Iterable[Hint]) -> bool:
         for hint in hints:
-            if len(self._expected) >= MAX_EXPECTED:
-                self._wants_more = True
-                break
             self._remember(hint)
         self._claim_due()
         return not self._wants_more
 
     def _remember(self, hint: Hint) -> None:
+        if len(self._expected) >= MAX_EXPECTED:
+            self._wants_more = True
+            return
         known = self._expected.get(hint.task_id)
         if known is None or known.at != hint.at:
             self._expected[hint.task_id] = hint
@@ -319,6 +319,8 @@ class Scheduler(Actor):
     # Callers whose tasks are elsewhere
 
     def _open_tasks(self) -> Sequence[int]:
+        for process_id in [p for p, futures in self._inits.items() if all(f.done() for f in futures)]:
+            del self._inits[process_id]
         here = {task.task_id for task in self._held.values()}
         return [task_id for task_id in self._callers.open_tasks() if task_id not in here]
 

@@ -7,6 +7,7 @@ in its thread, which nothing can stop, but its result is fenced, and the worker 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from threading import Event, Lock
 from time import monotonic
@@ -16,12 +17,13 @@ from progressor.engine import lifecycle
 from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories, History
 from progressor.engine.lease import Lease
-from progressor.engine.messages import Complete, Run, WorkerIdle
+from progressor.engine.messages import Complete
 from progressor.engine.ports import Claimed, Completion, Storage
+from progressor.engine.ready import ReadyQueue, Work
 from progressor.engine.tokens import Tokens
 from progressor.errors import ProcessorError, StorageError, TransientError
 from progressor.metrics import NamespaceMetrics
-from progressor.model import Intent, Range, StepRequest, TaskType, now
+from progressor.model import Direction, Intent, Range, StepRequest, TaskType, now
 from progressor.otp import Actor
 from progressor.processor import Processor
 
@@ -43,6 +45,7 @@ class Workshop:
     lease: Lease
     directory: Directory
     histories: Histories
+    ready: ReadyQueue
     tokens: Tokens
     metrics: NamespaceMetrics
 
@@ -64,30 +67,33 @@ class Worker(Actor):
         self._bench = bench
 
     def init(self) -> None:
-        self._report()
+        self.ref.cast(Work())
 
     def handle(self, message: object) -> object:
         match message:
-            case Run(claimed):
-                self._run(claimed)
+            case Work():
+                self._work()
             case _:
                 return super().handle(message)
         return None
 
+    def _work(self) -> None:
+        claimed = self._shop.ready.take(self.ref, woken=True)
+        while claimed is not None:
+            self._run(claimed)
+            if self._bench.abandoned or self.ref.stop_reason is not None:
+                self.exit()
+                return
+            claimed = self._shop.ready.take(self.ref, woken=False)
+
     def _run(self, claimed: Claimed) -> None:
+        self._bench.claimed, self._bench.started = claimed, math.inf
         loaded = self._load(claimed)
         if loaded is not None:
             completion = self._step(loaded)
             self._shop.directory.cast(Role.WRITER, self._shop.database, Complete(self._shop.ns, completion))
-            with self._bench.lock:
-                self._bench.claimed = None
-        if self._bench.abandoned:
-            self.exit()
-        else:
-            self._report()
-
-    def _report(self) -> None:
-        self._shop.directory.cast(Role.SCHEDULER, self._shop.ns, WorkerIdle(self.ref))
+        with self._bench.lock:
+            self._bench.claimed = None
 
     def _step(self, claimed: Claimed) -> Completion:
         shop, bench = self._shop, self._bench
@@ -127,10 +133,10 @@ def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> C
     task, process = claimed.task, claimed.process
     range_ = task_range(claimed)
     history = claimed.history or histories.take(task.process_id)
-    if history is not None and history.last_event_id > process.last_event_id:
+    if history is not None and history.created_at != process.created_at:
         history = None  # of a process that was removed, and made again
     if history is None and range_ == Range():
-        history = History()
+        history = History(created_at=process.created_at)
     if history is None:
         events = storage.events(ns, task.process_id, range_)
     else:
@@ -146,7 +152,9 @@ def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> C
 def task_range(claimed: Claimed) -> Range:
     """The range that the caller gave; everything when there is none."""
     given = (claimed.task.metadata or {}).get("range")
-    return Range(**given) if given else Range()
+    return (
+        Range(given.get("offset"), given.get("limit"), given.get("direction", Direction.FORWARD)) if given else Range()
+    )
 
 
 def failure(error: BaseException) -> lifecycle.Failure:
@@ -154,10 +162,17 @@ def failure(error: BaseException) -> lifecycle.Failure:
     name = type(error).__name__
     match error:
         case TransientError():
-            return lifecycle.Failure(lifecycle.Kind.TRANSIENT, error.reason, name)
+            return lifecycle.Failure(lifecycle.Kind.TRANSIENT, _reason(error), name)
         case ProcessorError():
-            return lifecycle.Failure(lifecycle.Kind.BUSINESS, error.reason, name)
+            return lifecycle.Failure(lifecycle.Kind.BUSINESS, _reason(error), name)
         case ConnectionError() | TimeoutError():
-            return lifecycle.Failure(lifecycle.Kind.TRANSIENT, str(error) or name, name)
+            return lifecycle.Failure(lifecycle.Kind.TRANSIENT, _reason(error), name)
     logger.error("a processor failed", exc_info=error)
-    return lifecycle.Failure(lifecycle.Kind.DEFECT, f"{name}: {error}" if str(error) else name, name)
+    reason = _reason(error)
+    return lifecycle.Failure(lifecycle.Kind.DEFECT, name if reason == name else f"{name}: {reason}", name)
+
+
+def _reason(error: BaseException) -> str:
+    """The reason as text that the database can hold; the name of the class when there is none."""
+    text = str(getattr(error, "reason", error)) or type(error).__name__
+    return text.replace("\0", "").encode(errors="replace").decode()

@@ -32,6 +32,7 @@ class WorkerPool(Actor):
         self._workers: dict[Ref, Bench] = {}
 
     def init(self) -> None:
+        self._shop.ready.forget_workers()
         self._directory.enter(Role.WORKER_POOL, self._shop.ns, self.ref)
         for _ in range(self._size):
             self._hire()
@@ -68,6 +69,7 @@ class WorkerPool(Actor):
             busy += bench.claimed is not None
             if bench.claimed is not None and bench.started < overdue:
                 self._abandon(ref, bench)
+        self._shop.ready.nudge()
         self._shop.metrics.workers(busy, len(self._workers) - busy)
 
     def _abandon(self, ref: Ref, bench: Bench) -> None:

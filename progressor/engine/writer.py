@@ -19,7 +19,7 @@ from progressor.engine import lifecycle
 from progressor.engine.callers import answer
 from progressor.engine.directory import Directory, Role
 from progressor.engine.lease import Lease, LeaseIsLost
-from progressor.engine.messages import Accept, ClaimTasks, Committed, Complete
+from progressor.engine.messages import Accept, ClaimTasks, Committed, Complete, Settle
 from progressor.engine.ports import Batch, BatchResult, Claim, Committer, Lost, Refused
 from progressor.errors import LeaseLost, RequestTimeout, StorageRejected, StorageUnavailable
 from progressor.metrics import Metrics
@@ -60,6 +60,8 @@ class Writer(Actor):
         self._committer.close()
 
     def handle(self, message: object) -> object:
+        if isinstance(message, Settle):
+            return None
         if not isinstance(message, Item):
             return super().handle(message)
         items: list[Item] = [message, *self.drain(MAX_BATCH - 1)]  # type: ignore[list-item]

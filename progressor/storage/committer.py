@@ -54,6 +54,13 @@ _REFUSALS: Mapping[str, type[ClientError]] = {
     e.text: e for e in (ProcessAlreadyExists, ProcessNotFound, ProcessInError, ProcessInInit, ProcessRunning)
 }
 _TERMINATION_PATIENCE_MS = 5000
+_PLANNING = {  # arrays make the planner guess; a batch wants the index, whatever the sizes
+    "plan_cache_mode": "force_generic_plan",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_seqscan": "off",
+}
+_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 Cursor: TypeAlias = psycopg.Cursor[TupleRow]
 
@@ -153,11 +160,13 @@ class Committer:
             self._lost_session = (self._connection.info.backend_pid, self._name)
             self._connection = None
         self._name = f"progressor writer {uuid4().hex}"
-        connection = psycopg.connect(**{**self._conninfo, "application_name": self._name}, autocommit=True)
+        connection = psycopg.connect(**{**_PATIENCE, **self._conninfo, "application_name": self._name}, autocommit=True)
         if self._lost_session is not None:
             _end_session(connection, *self._lost_session)
             self._lost_session = None
         prepare_session(connection)
+        for setting, value in _PLANNING.items():
+            connection.execute("select set_config(%s, %s, false)", [setting, value])
         self._connection = connection
         return connection
 

@@ -60,9 +60,13 @@ class PostgresLeases:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            options = {"application_name": "progressor lease", "connect_timeout": max(2, round(self._patience))}
+            milliseconds = round(self._patience * 1000)
+            options = {
+                "application_name": "progressor lease",
+                "connect_timeout": max(2, round(self._patience)),
+                "tcp_user_timeout": milliseconds,
+            }
             connection = psycopg.connect(**{**self._conninfo, **options}, autocommit=True)
-            milliseconds = str(round(self._patience * 1000))
-            connection.execute("select set_config('statement_timeout', %s, false)", [milliseconds])
+            connection.execute("select set_config('statement_timeout', %s, false)", [str(milliseconds)])
             self._connection = connection
         return self._connection

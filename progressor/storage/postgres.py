@@ -162,7 +162,7 @@ class PostgresStorage:
             "cursor": cursor,
             "status": selection.status,
             "prefix": selection.id_prefix,
-            "metadata": None if selection.metadata is None else Jsonb(selection.metadata),
+            "metadata": None if selection.metadata is None else Jsonb(dict(selection.metadata)),
             "created_from": selection.created[0],
             "created_to": selection.created[1],
             "changed_from": selection.changed[0],
@@ -234,7 +234,7 @@ def _put_parameters(process: Process) -> dict[str, Any]:
         "status": process.status,
         "detail": process.detail,
         "aux_state": process.aux_state,
-        "metadata": None if process.metadata is None else Jsonb(process.metadata),
+        "metadata": None if process.metadata is None else Jsonb(dict(process.metadata)),
         "created_at": process.created_at,
         "previous_status": process.previous_status,
         "status_changed_at": process.status_changed_at,
@@ -271,7 +271,7 @@ def _trace_unit(
     retry_attempts: int,
     *events: Any,
 ) -> TraceUnit:
-    result = response.decode(status, answer, task_id)
+    result = None if answer is None else response.decode(status, answer, task_id)
     ids, times, payloads, metadatas = events
     return TraceUnit(
         task_id=task_id,

@@ -530,7 +530,7 @@ def test_a_namespace_is_merged_with_the_defaults_key_by_key(tmp_path: Path) -> N
     assert own.notifier == NotifierConfig("k", None, "m")
     assert bare.storage == StorageConfig("postgres", "own_pool", "default_scan_pool", "default_front_pool", "db")
     assert own.storage == StorageConfig("postgres", "own_pool", "own_pool", "default_front_pool", "db")
-    assert bare.retry_policy == RetryPolicy(3.0, 1.2, 60.0, 9, frozenset({"some_reason", "Error message"}))
+    assert bare.retry_policy == RetryPolicy(3.0, 1.2, 60.0, 9, frozenset())
     assert own.retry_policy == RetryPolicy(3.0, 1.2, 30.0, 9, frozenset())
 
 

@@ -73,14 +73,21 @@ select t.task_id, t.task_type::text, coalesce(r.status, s.status, t.status)::tex
   coalesce(r.running_time, t.running_time), t.finished_time, t.args, t.metadata, t.context, t.idempotency_key, t.response,
   coalesce(s.last_retry_interval, t.last_retry_interval), coalesce(s.attempts_count, r.attempts_count, t.attempts_count),
   e.ids, e.times, e.payloads, e.metadatas
-from {tasks} t
+from (
+  select task_id, process_id, task_type, status, scheduled_time, running_time, finished_time, args, metadata, context,
+    idempotency_key, response, last_retry_interval, attempts_count
+  from {tasks} where process_id = %(id)s
+  union all
+  select task_id, process_id, task_type, status, scheduled_time, running_time, null, args, metadata, context,
+    null, null, last_retry_interval, attempts_count
+  from {running} r where process_id = %(id)s and not exists (select from {tasks} t where t.task_id = r.task_id)) t
 left join {schedule} s using (task_id)
 left join {running} r on r.process_id = t.process_id and r.task_id = t.task_id
 left join lateral (
   select array_agg(event_id order by event_id) as ids, array_agg(timestamp order by event_id) as times,
     array_agg(payload order by event_id) as payloads, array_agg(metadata::text order by event_id) as metadatas
   from {events} e where e.process_id = %(id)s and e.task_id = t.task_id) e on true
-where t.process_id = %(id)s and exists (select from {processes} where process_id = %(id)s)
+where exists (select from {processes} where process_id = %(id)s)
   and not (t.task_type = 'remove' and t.status = 'finished')
 order by t.task_id
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from threading import Barrier
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.rows import TupleRow, dict_row
-from psycopg.sql import SQL, Composable
+from psycopg.sql import SQL, Composed
 
 from progressor.config import RetryPolicy
 from progressor.engine import lifecycle
 from progressor.engine.lifecycle import Failure, Kind
 from progressor.engine.ports import (
     Accepted,
-    Answered,
     Batch,
     BatchResult,
     Claim,
@@ -28,7 +29,6 @@ from progressor.engine.ports import (
     Hint,
     Lost,
     Op,
-    Outcome,
     Refused,
     Request,
     Timer,
@@ -48,9 +48,12 @@ ORDER = {
 }
 POLICY = RetryPolicy(3600, 1, 3600, 3, frozenset())
 TRANSIENT = Failure(Kind.TRANSIENT, "later")
+DEFECT = Failure(Kind.DEFECT, "bug")
 BUSINESS = Failure(Kind.BUSINESS, "no")
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 Tables: TypeAlias = dict[str, list[dict[str, Any]]]
+
+T = TypeVar("T")
 
 _tokens = itertools.count(1)
 
@@ -157,7 +160,7 @@ class Node:
             claimed = self.start("call", process_id)
         else:
             claimed = self.due_timer(process_id, task_type)
-        self.finish(claimed, Failure(Kind.DEFECT, "bug"))
+        self.finish(claimed, DEFECT)
         return claimed.task.task_id
 
     def due_timer(self, process_id: str, task_type: TaskType = TaskType.TIMEOUT) -> Claimed:
@@ -179,7 +182,7 @@ class Tap:
         self.connection = connection
         self.ns = ns
 
-    def fill(self, query: str) -> Composable:
+    def fill(self, query: str) -> Composed:
         return sql.fill(query, sql.escaped(self.ns))
 
     def execute(self, query: str, *parameters: Any) -> None:
@@ -199,7 +202,7 @@ class Tap:
     def _table(self, name: str) -> Iterable[dict[str, Any]]:
         with self.connection.cursor(row_factory=dict_row) as cursor:
             yield from cursor.execute(
-                SQL("select * from {0} order by {1}").format(self.fill("{%s}" % name), ORDER[name])
+                SQL("select * from {0} order by {1}").format(sql.names(self.ns)[name], ORDER[name])
             )
 
     def status(self, process_id: str) -> str | None:
@@ -235,6 +238,18 @@ class Tap:
         with self.connection.transaction():
             self.execute("select from {processes} where process_id = %s for update", process_id)
             yield
+
+
+def race(*actions: Callable[[], T]) -> list[T]:
+    """Does all of it at once, each in a thread of its own."""
+    barrier = Barrier(len(actions))
+
+    def run(action: Callable[[], T]) -> T:
+        barrier.wait()
+        return action()
+
+    with ThreadPoolExecutor(len(actions)) as threads:
+        return list(threads.map(run, actions))
 
 
 def changes(before: Tables, after: Tables) -> Tables:

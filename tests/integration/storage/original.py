@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
-from psycopg.sql import SQL, Composable, Identifier, Literal
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from psycopg.types.json import Jsonb
 
 OK_OK = b"\x83h\x02w\x02okw\x02ok"
@@ -168,7 +168,7 @@ def create_tables(conninfo: Mapping[str, Any], ns: str, form: Form) -> None:
     _execute(conninfo, SQL(script).format(id_length=Literal(form.id_length), **names(ns)))
 
 
-def _execute(conninfo: Mapping[str, Any], statements: Composable) -> None:
+def _execute(conninfo: Mapping[str, Any], statements: Composed) -> None:
     with psycopg.connect(**conninfo, autocommit=True) as connection:
         connection.execute(statements)
 

@@ -116,7 +116,7 @@ def test_check_names_the_remedy_for_an_empty_database(database: Database) -> Non
 
 def test_check_names_a_namespace_that_is_missing(database: Database) -> None:
     migrate.migrate(database.conninfo, ["one"])
-    with pytest.raises(migrate.SchemaOutdated, match='"two".*progressor-node --migrate-only'):
+    with pytest.raises(migrate.SchemaOutdated, match=r'"two".*progressor-node --migrate-only'):
         migrate.check(database.conninfo, ["one", "two"])
 
 

@@ -231,6 +231,11 @@ def test_a_repair_of_a_process_that_a_call_broke_sets_nothing() -> None:
     assert succeed(claim(TaskType.REPAIR, broken=None), Intent()).timer == Timer(TimerChange.KEEP)
 
 
+@pytest.mark.parametrize("task_type", [t for t in TaskType if t is not TaskType.REPAIR])
+def test_only_a_repair_sets_the_broken_task_again(task_type: TaskType) -> None:
+    assert succeed(claim(task_type, broken=BROKEN), Intent()).timer == Timer(TimerChange.KEEP)
+
+
 # Event ids
 
 

@@ -116,8 +116,8 @@ def test_what_is_packed_can_be_read(column: Column, data: st.DataObject) -> None
 @each_column
 @given(data=st.data())
 def test_it_is_what_psycopg_packs(column: Column, data: st.DataObject) -> None:
-    values = data.draw(st.lists(column.values, min_size=1))
-    assert column.pack(values) == packed_by_psycopg([column.wrap(v) for v in values])
+    values = [*data.draw(st.lists(st.none() | column.values)), data.draw(column.values)]
+    assert column.pack(values) == packed_by_psycopg([None if v is None else column.wrap(v) for v in values])
 
 
 @each_column
