@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
@@ -92,7 +92,11 @@ def _is_sound_event(event: Any) -> bool:
 
 
 def _is_instant(value: object) -> bool:
-    return isinstance(value, datetime) and value.utcoffset() is not None
+    """Aware, and within the calendar also in UTC: beyond, it could be stored but never read again."""
+    try:
+        return isinstance(value, datetime) and value.utcoffset() is not None and bool(value.astimezone(UTC))
+    except (OverflowError, ValueError):
+        return False
 
 
 def decide(
@@ -219,6 +223,7 @@ def _fail(claimed: Claimed, failure: Failure, policy: RetryPolicy, now: datetime
 def _break(claimed: Claimed, reason: str, attempts: int, now: datetime, next_token: int) -> Completion:
     """The process goes to error; after a failed repair it stays there as it was."""
     task, process = claimed.task, claimed.process
+    reason = _storable(reason)
     if task.task_type is not TaskType.REPAIR:
         process = _broken(process, reason, task.task_id, now)
     return Completion(
@@ -231,6 +236,11 @@ def _break(claimed: Claimed, reason: str, attempts: int, now: datetime, next_tok
         attempts=attempts,
         history=claimed.history,
     )
+
+
+def _storable(reason: str) -> str:
+    """The reason as PostgreSQL takes it: a failure must not fail to be stored."""
+    return reason.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 def _broken(process: Process, reason: str, task_id: int, now: datetime) -> Process:
