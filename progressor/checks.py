@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from progressor.errors import InvalidRequest
@@ -26,6 +27,8 @@ LONGEST_ID = 256
 LONGEST_KEY = 256
 LARGEST_EVENT_ID = 2**63 - 1
 LARGEST_PAGE = 10_000
+_NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
+"""An escaped NUL in JSON, unlike an escaped backslash before `u0000`."""
 IMPORTABLE = (ProcessStatus.RUNNING, ProcessStatus.ERROR)
 
 
@@ -91,16 +94,16 @@ def metadata(field: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise InvalidRequest(field, f"expected a JSON object, got {type(value).__name__}")
     try:
-        encoded = json.dumps(value, allow_nan=False)
+        encoded = json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(field, f"is no JSON object: {error}") from None
-    if "\\u0000" in encoded or ("\\ud8" in encoded.lower() and not _is_utf8(json.dumps(value, ensure_ascii=False))):
+    if _NUL.search(encoded) or not _is_utf8(encoded):
         raise InvalidRequest(field, "must be Unicode text without NUL")
 
 
-def status(value: object) -> None:
+def status(value: object, field: str = "status") -> None:
     if value is not None and value not in tuple(ProcessStatus):
-        raise InvalidRequest("status", f"expected init, running or error, got {value!r}")
+        raise InvalidRequest(field, f"expected init, running or error, got {value!r}")
 
 
 def page(limit: object, id_prefix: object, cursor: object) -> None:
@@ -122,6 +125,10 @@ def instant(field: str, value: object) -> None:
         raise InvalidRequest(field, f"expected a datetime, got {type(value).__name__}")
     if value.tzinfo is None:
         raise InvalidRequest(field, "must have a time zone")
+    try:
+        value.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise InvalidRequest(field, f"is beyond the calendar, got {value}") from None
 
 
 def put_action(action: Action | None) -> None:
@@ -144,7 +151,7 @@ def imported(id: str, process: object) -> Process:
         raise InvalidRequest("process.process_id", f"must be {id!r} as in the request, got {process.process_id!r}")
     if process.status not in IMPORTABLE:
         raise InvalidRequest("process.status", f"expected running or error, got {process.status!r}")
-    status(process.previous_status)
+    status(process.previous_status, "process.previous_status")
     if process.aux_state is not None:
         binary("process.aux_state", process.aux_state)
     if process.detail is not None:

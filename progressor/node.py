@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import math
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from progressor import config as configuration
 from progressor.application import Node
 from progressor.errors import ConfigError, ProgressorError
-from progressor.otp import actors
+from progressor.fleet import Fleet
+from progressor.otp import start_root
+from progressor.rpc.http import HttpServer
+from progressor.serving import EXIT_FAILED, LOG_FORMAT, STOP_SIGNALS, announce_http, on_stop, serve, signals
 from progressor.storage.embedded import EmbeddedPostgres
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
-LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
+EXIT_USAGE = 2
 DEV_NAMESPACES = ("echo", "counter", "payment")
 DEV_HTTP = "127.0.0.1:8022"
+MOST_PROCESSES = 64
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +82,17 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     action.add_argument("--migrate-only", action="store_true", help="bring the database up to date, then exit")
     parser.add_argument("--data", metavar="DIR", type=Path, help="with --dev: keep the database here")
     parser.add_argument("--http", metavar="ADDRESS", default=DEV_HTTP, help=f"with --dev: default {DEV_HTTP}")
+    parser.add_argument("--processes", metavar="N", type=_count, default=1, help="engine processes, default: 1")
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="info", help="default: info")
     return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MOST_PROCESSES}, got {text!r}")
+    return number
 
 
 @contextmanager
@@ -104,54 +114,33 @@ def _run(options: argparse.Namespace, config: configuration.Config) -> int:
         node.migrate()
         print("the database is up to date")
         return 0
-    return _serve(node)
+    if options.processes > 1:
+        return _serve_fleet(Fleet(config, options.processes, logging.getLogger().level), config)
+    return serve(node)
 
 
-def _serve(node: Node) -> int:
+def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
     stop = Event()
 
-    def on_stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if stop.is_set():
-            print("progressor-node: stopped at once", file=sys.stderr)
-            os._exit(EXIT_FAILED)  # nothing may hold it up; what ran is taken over by other nodes
-        stop.set()
+    def on_dump(_signum: int, _frame: FrameType | None) -> None:
+        fleet.signal(signal.SIGUSR1)
 
-    with _signals({signal.SIGTERM: on_stop, signal.SIGINT: on_stop, signal.SIGUSR1: _on_dump}):
-        node.start()
-        if node.http_address is not None:
-            logger.info("http://%s:%d/metrics, /health, /ready", *node.http_address)
+    handlers = {number: on_stop(stop, fleet.kill) for number in STOP_SIGNALS}
+    with signals({**handlers, signal.SIGUSR1: on_dump}):
+        fleet.start()
+        front = None
+        if config.listen.http is not None:
+            address = config.listen.http
+            front = start_root(
+                lambda: HttpServer(address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce_http), "http"
+            )
         print("progressor-node: ready", flush=True)
-        while not stop.is_set() and not node.wait_failed(0.2):
-            pass
-        failed = not stop.is_set()
+        fleet.watch(stop)
         logger.info("stopping")
-        node.stop()
-    return EXIT_FAILED if failed else 0
-
-
-@contextmanager
-def _signals(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _on_dump(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    dump_actors(sys.stderr)
-
-
-def dump_actors(out: TextIO) -> None:
-    """Every actor: name, class, messages that wait, and where its thread is."""
-    frames = sys._current_frames()  # noqa: SLF001 - the documented way to other threads' stacks
-    for ref in sorted(actors(), key=lambda ref: ref.name):
-        print(f"\n{ref.name} ({ref.actor_class.__name__}), mailbox {ref.mailbox_length}", file=out)
-        frame = frames.get(ref.thread) if ref.thread is not None else None
-        if frame is not None:
-            print("".join(traceback.format_stack(frame)), end="", file=out)
-    out.flush()
+        fleet.stop()
+        if front is not None:
+            front.stop(math.inf)
+    return 0
 
 
 if __name__ == "__main__":

@@ -35,11 +35,15 @@ ALWAYS: Mapping[str, str] = {
         from {tasks} t left join {schedule} s using (task_id)
         left join {running} r on r.process_id = t.process_id and r.task_id = t.task_id
         where (t.status in ('waiting', 'running', 'blocked')) <> (num_nonnulls(s.task_id, r.task_id) = 1)""",
-    "what is scheduled or runs is a task of a process": """
+    "what is scheduled or runs belongs to a process": """
         select process_id, task_id from
           (select process_id, task_id from {schedule} union all select process_id, task_id from {running}) work
-        where task_id not in (select task_id from {tasks})
-          or process_id not in (select process_id from {processes})""",
+        where process_id not in (select process_id from {processes})""",
+    "what is scheduled or runs is a task": """
+        select process_id, task_id, task_type from {schedule} where task_id not in (select task_id from {tasks})
+        union all
+        select process_id, task_id, task_type from {running} where task_id not in (select task_id from {tasks})
+          and task_type not in ('timeout', 'remove')  -- a timer that runs at once gets its row when it has run""",
     "a process has one timer": """
         select process_id, count(*) from
           (select process_id, task_type from {schedule} union all select process_id, task_type from {running}) work

@@ -223,7 +223,6 @@ def _fail(claimed: Claimed, failure: Failure, policy: RetryPolicy, now: datetime
 def _break(claimed: Claimed, reason: str, attempts: int, now: datetime, next_token: int) -> Completion:
     """The process goes to error; after a failed repair it stays there as it was."""
     task, process = claimed.task, claimed.process
-    reason = _storable(reason)
     if task.task_type is not TaskType.REPAIR:
         process = _broken(process, reason, task.task_id, now)
     return Completion(
@@ -236,11 +235,6 @@ def _break(claimed: Claimed, reason: str, attempts: int, now: datetime, next_tok
         attempts=attempts,
         history=claimed.history,
     )
-
-
-def _storable(reason: str) -> str:
-    """The reason as PostgreSQL takes it: a failure must not fail to be stored."""
-    return reason.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 def _broken(process: Process, reason: str, task_id: int, now: datetime) -> Process:

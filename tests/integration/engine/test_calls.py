@@ -78,7 +78,9 @@ def test_events_after_a_step_with_a_range_continue_the_history(theatre: Theatre)
 
 def test_postponed_call(theatre: Theatre, gate: Gate) -> None:
     """A call to a process that runs a step comes after it, and is answered then."""
-    play = theatre.play(does(b"init", action=SetTimer(now())), gate.holds(does(b"timer")), does(b"call", response=b"yes"))
+    play = theatre.play(
+        does(b"init", action=SetTimer(now())), gate.holds(does(b"timer")), does(b"call", response=b"yes")
+    )
     play.init()
     gate.wait_entered()
     call = play.later("call")
@@ -98,7 +100,7 @@ def test_postponed_call_to_suspended_process(theatre: Theatre, gate: Gate) -> No
     eventually(lambda: len(play.trace()) == 4)
     gate.open()
     for call in calls:
-        with pytest.raises(ProcessInError, match="^process is error$"):
+        with pytest.raises(ProcessInError, match=r"^process is error$"):
             call.result()
     assert play.tasks == ["init finished", "timeout error", "call cancelled", "call cancelled"]
     assert [unit.error for unit in play.trace()[2:]] == 2 * ["process is error"]
@@ -159,7 +161,7 @@ def test_a_call_behind_an_init_that_fails_is_answered(theatre: Theatre, gate: Ga
     call = play.later("call")
     eventually(lambda: len(play.trace()) == 2)
     gate.open()
-    with pytest.raises(ProcessorError, match="^no$"):
+    with pytest.raises(ProcessorError, match=r"^no$"):
         init.result()
     with pytest.raises(ProcessInError):
         call.result()

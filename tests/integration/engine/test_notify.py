@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from progressor import Event, Intent, ProcessInError, ProcessorError, Range, SetTimer, StepRequest, TransientError, now, seconds
+from progressor import (
+    Event,
+    Intent,
+    ProcessInError,
+    ProcessorError,
+    Range,
+    SetTimer,
+    StepRequest,
+    TransientError,
+    now,
+    seconds,
+)
 from tests.eventually import eventually
 from tests.stage import Gate, Theatre, does, fails
 
@@ -50,13 +61,18 @@ def test_a_notification_during_the_init_comes_after_it(theatre: Theatre, gate: G
     play.becomes(b"init", b"news")
 
 
-@pytest.mark.parametrize("error", [ProcessorError("no"), TransientError("away"), ConnectionResetError(), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [ProcessorError("no"), TransientError("away"), ConnectionResetError(), TimeoutError()]
+)
 def test_a_notification_is_retried(theatre: Theatre, error: Exception) -> None:
     play = theatre.play(does(), fails(error), record, does(b"call"))
     play.init()
     play.notify(b"news", context=b"c")
     play.becomes(b"news")
-    assert [(s.request.attempt, s.request.args, s.context) for s in play.seen[1:]] == [(1, b"news", b"c"), (2, b"news", b"c")]
+    assert [(s.request.attempt, s.request.args, s.context) for s in play.seen[1:]] == [
+        (1, b"news", b"c"),
+        (2, b"news", b"c"),
+    ]
     assert play.tasks == ["init finished", "notify finished"]
     play.call()
     assert play.payloads == [b"news", b"call"]
@@ -95,7 +111,9 @@ def test_a_defect_in_a_notification_is_not_retried(theatre: Theatre) -> None:
 def test_notifications_wait_through_an_error_and_are_delivered_after_the_repair(
     theatre: Theatre, gate: Gate, verb: str
 ) -> None:
-    play = theatre.play(does(), gate.holds(fails(ProcessorError("no"))), *([does()] if verb == "repair" else []), record, record)
+    play = theatre.play(
+        does(), gate.holds(fails(ProcessorError("no"))), *([does()] if verb == "repair" else []), record, record
+    )
     play.init()
     call = play.later("call")
     gate.wait_entered()
@@ -104,7 +122,7 @@ def test_notifications_wait_through_an_error_and_are_delivered_after_the_repair(
     gate.open()
     assert isinstance(call.exception(), ProcessorError)
     assert play.tasks == ["init finished", "call error", "notify waiting", "notify waiting"]
-    with pytest.raises(ProcessInError, match="^process is error$"):
+    with pytest.raises(ProcessInError, match=r"^process is error$"):
         play.notify(b"refused")
     play.later(verb).result()
     play.becomes(b"1", b"2")

@@ -62,7 +62,7 @@ def in_status(status: str, theatre: Theatre, gate: Gate) -> Play:
             play.later("init")
             gate.wait_entered()
         case "error":
-            with pytest.raises(ProcessorError, match="^broken$"):
+            with pytest.raises(ProcessorError, match=r"^broken$"):
                 play.init()
         case "running" | "removed":
             play.init()
@@ -179,7 +179,7 @@ def test_a_status_remembers_when_it_changed_and_from_what(theatre: Theatre) -> N
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_namespace(theatre: Theatre, verb: str) -> None:
     play = theatre.play(ns="no/such")
-    with pytest.raises(NamespaceNotFound, match="^namespace not found$"):
+    with pytest.raises(NamespaceNotFound, match=r"^namespace not found$"):
         VERBS[verb](play)
 
 

@@ -89,9 +89,7 @@ def test_put_process_zombie(theatre: Theatre) -> None:
 
 
 def run_without_owner(play: Play, age: float) -> None:
-    columns = (
-        "process_id, task_type, status, scheduled_time, running_time, args, last_retry_interval, attempts_count, context"
-    )
+    columns = "process_id, task_type, status, scheduled_time, running_time, args, last_retry_interval, attempts_count, context"
     with psycopg.connect(**play.database.conninfo) as connection:
         connection.execute(
             SQL(
@@ -122,7 +120,7 @@ def test_put_of_what_exists_changes_nothing(theatre: Theatre) -> None:
     play = theatre.play(does(b"1"))
     play.init()
     rows = play.rows
-    with pytest.raises(ProcessAlreadyExists, match="^process already exists$"):
+    with pytest.raises(ProcessAlreadyExists, match=r"^process already exists$"):
         play.put(SetTimer(now()), history=[Event(b"x")])
     assert play.rows == rows
     play.remove()

@@ -15,7 +15,7 @@ def test_remove_without_timer(theatre: Theatre) -> None:
     play.init()
     assert play.call() == b"bye"
     assert play.rows == {}
-    with pytest.raises(ProcessNotFound, match="^process not found$"):
+    with pytest.raises(ProcessNotFound, match=r"^process not found$"):
         play.get()
     with pytest.raises(ProcessNotFound):
         play.trace()
@@ -65,7 +65,7 @@ def test_remove_waits_for_the_step_that_runs_and_goes_ahead_of_waiting_calls(the
     assert removal.result() is None
     assert running.result() == b"in time"
     for call in waiting[:2]:
-        with pytest.raises(ProcessNotFound, match="^process not found$"):
+        with pytest.raises(ProcessNotFound, match=r"^process not found$"):
             call.result()
     assert play.rows == {}
     assert play.types == ["init", "call"]
@@ -92,7 +92,7 @@ def test_remove_behind_a_step_that_fails(theatre: Theatre, gate: Gate) -> None:
     removal = play.later("remove")
     eventually(lambda: len(play.trace()) == 3)
     gate.open()
-    with pytest.raises(ProcessorError, match="^no$"):
+    with pytest.raises(ProcessorError, match=r"^no$"):
         call.result()
     assert removal.result() is None
     assert play.rows == {}

@@ -167,7 +167,7 @@ def test_repair_after_call_error(theatre: Theatre) -> None:
     play = broken_by_a_call(
         theatre, fails(ProcessorError("unrepairable")), does(b"repair", response=b"ok"), does(b"call")
     )
-    with pytest.raises(ProcessorError, match="^unrepairable$"):
+    with pytest.raises(ProcessorError, match=r"^unrepairable$"):
         play.repair()
     assert (play.get().status, play.get().detail) == ("error", "no")
     assert play.get().corrupted_by == play.trace()[1].task_id
@@ -219,7 +219,7 @@ def test_of_two_repairs_one_is_too_many(theatre: Theatre, gate: Gate) -> None:
     eventually(lambda: play.tasks[-1] == "repair waiting")
     gate.open()
     assert first.result() == b"first"
-    with pytest.raises(ProcessRunning, match="^process is running$"):
+    with pytest.raises(ProcessRunning, match=r"^process is running$"):
         second.result()
     assert play.tasks == ["init finished", "call error", "repair finished", "repair cancelled"]
 
@@ -231,7 +231,7 @@ def test_a_repair_behind_one_that_fails_has_its_turn(theatre: Theatre, gate: Gat
     second = play.later("repair")
     eventually(lambda: play.tasks[-1] == "repair waiting")
     gate.open()
-    with pytest.raises(ProcessorError, match="^first$"):
+    with pytest.raises(ProcessorError, match=r"^first$"):
         first.result()
     assert second.result() == b"second"
 

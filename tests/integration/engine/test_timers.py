@@ -164,7 +164,9 @@ def test_remove_by_timer(theatre: Theatre) -> None:
 
 
 def test_the_context_of_a_step_travels_to_its_timers(theatre: Theatre) -> None:
-    play = theatre.play(does(action=after(0)), does(b"1", action=after(0)), does(b"2"), does(action=after(0)), does(b"3"))
+    play = theatre.play(
+        does(action=after(0)), does(b"1", action=after(0)), does(b"2"), does(action=after(0)), does(b"3")
+    )
     play.init(context=b"of init")
     play.becomes(b"1", b"2")
     play.call(context=b"of call")

@@ -1,0 +1,91 @@
+"""Running until told to stop: signals, and what they mean.
+
+SIGTERM and SIGINT drain and stop, a second one stops at once; SIGUSR1 prints every actor, the length of its
+mailbox and the stack of its thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Event
+from types import FrameType
+from typing import Any, TextIO
+
+from progressor.application import Node
+from progressor.otp import actors
+
+EXIT_FAILED = 1
+LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+logger = logging.getLogger(__name__)
+
+
+def serve(
+    node: Node,
+    on_started: Callable[[], object] = lambda: None,
+    stop_signals: Iterable[signal.Signals] = STOP_SIGNALS,
+) -> int:
+    """Runs the node until a stop signal, or until it gives up; the exit status."""
+    stop = Event()
+    handlers = {number: on_stop(stop, lambda: None) for number in stop_signals}
+    with signals({**handlers, signal.SIGUSR1: _on_dump}):
+        node.start()
+        on_started()
+        if node.http_address is not None:
+            announce_http(node.http_address)
+        print("progressor-node: ready", flush=True)
+        while not stop.is_set() and not node.wait_failed(0.2):
+            pass
+        failed = not stop.is_set()
+        logger.info("stopping")
+        node.stop()
+    return EXIT_FAILED if failed else 0
+
+
+def on_stop(stop: Event, kill: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
+    """The first signal asks to stop, the second does."""
+
+    def handler(_signum: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            print("progressor-node: stopped at once", file=sys.stderr)
+            kill()
+            os._exit(EXIT_FAILED)  # nothing may hold it up; what ran is taken over by other nodes
+        stop.set()
+
+    return handler
+
+
+def announce_http(address: tuple[str, int]) -> None:
+    logger.info("http://%s:%d/metrics, /health, /ready", *address)
+
+
+@contextmanager
+def signals(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _on_dump(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    dump_actors(sys.stderr)
+
+
+def dump_actors(out: TextIO) -> None:
+    """Every actor: name, class, messages that wait, and where its thread is."""
+    frames = sys._current_frames()  # noqa: SLF001 - the documented way to other threads' stacks
+    for ref in sorted(actors(), key=lambda ref: ref.name):
+        print(f"\n{ref.name} ({ref.actor_class.__name__}), mailbox {ref.mailbox_length}", file=out)
+        frame = frames.get(ref.thread) if ref.thread is not None else None
+        if frame is not None:
+            print("".join(traceback.format_stack(frame)), end="", file=out)
+    out.flush()
