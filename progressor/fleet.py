@@ -73,9 +73,13 @@ class Fleet:
             self._node.migrate()
         self._children = [self._spawn(number) for number in range(self._size)]
 
-    def watch(self, stop: Event) -> None:
-        """Keeps the children alive until `stop` is set."""
+    def watch(self, stop: Event, on_ready: Callable[[], object]) -> None:
+        """Keeps the children alive until `stop` is set. Calls `on_ready` when all are ready for the first time."""
+        ready = False
         while not stop.wait(WATCH_INTERVAL):
+            if not ready and self.is_ready:
+                ready = True
+                on_ready()
             for place, child in enumerate(self._children):
                 self._revive(place, child)
 
@@ -198,7 +202,7 @@ def _child_main(config: Config, pipe: Connection, log_level: int) -> None:
     try:
         node = Node(config)
         with suppress(KeyboardInterrupt):
-            sys.exit(serve(node, on_started=lambda: _speak_for(node, pipe), stop_signals=(signal.SIGTERM,)))
+            sys.exit(serve(node, lambda: _speak_for(node, pipe), stop_signals=(signal.SIGTERM,)))
     except ProgressorError as error:
         logger.error("%s", error)  # noqa: TRY400 - foreseen: no traceback
         sys.exit(1)

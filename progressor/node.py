@@ -24,7 +24,16 @@ from progressor.errors import ConfigError, ProgressorError
 from progressor.fleet import Fleet
 from progressor.otp import start_root
 from progressor.rpc.http import HttpServer
-from progressor.serving import EXIT_FAILED, LOG_FORMAT, STOP_SIGNALS, announce_http, on_stop, serve, signals
+from progressor.serving import (
+    EXIT_FAILED,
+    LOG_FORMAT,
+    STOP_SIGNALS,
+    announce_http,
+    announce_ready,
+    on_stop,
+    serve,
+    signals,
+)
 from progressor.storage.embedded import EmbeddedPostgres
 
 EXIT_USAGE = 2
@@ -116,7 +125,7 @@ def _run(options: argparse.Namespace, config: configuration.Config) -> int:
         return 0
     if options.processes > 1:
         return _serve_fleet(Fleet(config, options.processes, logging.getLogger().level), config)
-    return serve(node)
+    return serve(node, announce_ready)
 
 
 def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
@@ -134,8 +143,7 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
             front = start_root(
                 lambda: HttpServer(address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce_http), "http"
             )
-        print("progressor-node: ready", flush=True)
-        fleet.watch(stop)
+        fleet.watch(stop, announce_ready)
         logger.info("stopping")
         fleet.stop()
         if front is not None:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def serve(
     node: Node,
-    on_started: Callable[[], object] = lambda: None,
+    on_started: Callable[[], object],
     stop_signals: Iterable[signal.Signals] = STOP_SIGNALS,
 ) -> int:
     """Runs the node until a stop signal, or until it gives up; the exit status."""
@@ -40,7 +40,6 @@ def serve(
         on_started()
         if node.http_address is not None:
             announce_http(node.http_address)
-        print("progressor-node: ready", flush=True)
         while not stop.is_set() and not node.wait_failed(0.2):
             pass
         failed = not stop.is_set()
@@ -60,6 +59,11 @@ def on_stop(stop: Event, kill: Callable[[], object]) -> Callable[[int, FrameType
         stop.set()
 
     return handler
+
+
+def announce_ready() -> None:
+    """On standard output, for whoever started us."""
+    print("progressor-node: ready", flush=True)
 
 
 def announce_http(address: tuple[str, int]) -> None:

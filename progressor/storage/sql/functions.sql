@@ -129,7 +129,8 @@ begin
         exit attempt;
       end if;
 
-      select status into v_status from {processes} where process_id = item.pid;
+      -- Locked already, unless it was made after {lock} looked.
+      select status into v_status from {processes} where process_id = item.pid for update;
       if item.op = 'init' then
         o.fate := case when found then 'process already exists' end;
       elsif not found then  -- a request to remove leaves no trace: this one was done when the batch was sent first
@@ -140,7 +141,11 @@ begin
       elsif item.op in ('repair', 'simple_repair') then
         o.fate := case v_status when 'running' then 'process is running' when 'init' then 'process is init' end;
       end if;
-      exit attempt when o.fate is not null;
+      if o.fate is not null then
+        -- What speaks against it may be its own doing, on another node, since we looked for the key.
+        continue attempt when item.key is not null and exists (select from {tasks} where idempotency_key = item.key);
+        exit attempt;
+      end if;
 
       select exists (select from {running} where process_id = item.pid)
         or (item.op in ('call', 'notify', 'repair') and exists (
