@@ -446,6 +446,7 @@ def page(
 
 
 def health_check(engine: Engine, namespaces: Sequence[str]) -> tuple[Health, Mapping[str, Any]]:
+    checks.names("namespaces", namespaces)
     for ns in namespaces:
         engine.namespace(ns)
     return engine.health(namespaces)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -45,6 +45,11 @@ def text(field: str, value: object, longest: int | None = None) -> None:
 
 def process_id(value: object) -> None:
     text("id", value, LONGEST_ID)
+
+
+def names(field: str, value: object) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidRequest(field, f"expected a list of strings, got {type(value).__name__}")
 
 
 def idempotency_key(value: object) -> None:
@@ -160,6 +165,8 @@ def imported(id: str, process: object) -> Process:
     for field, value in (("created_at", process.created_at), ("status_changed_at", process.status_changed_at)):
         if value is not None:
             instant(f"process.{field}", value)
+    if not isinstance(process.history, Sequence):
+        raise InvalidRequest("process.history", f"expected events, got {type(process.history).__name__}")
     history = [_imported_event(number, event) for number, event in enumerate(process.history, 1)]
     return replace(process, history=history, last_event_id=len(history))
 

@@ -243,7 +243,7 @@ def row(unit: TraceUnit, begin: datetime) -> tuple[str, ...]:
         unit.status,
         str(unit.retry_attempts or ""),
         ", ".join(json.loads(event.payload)["type"] for event in unit.events),
-        (unit.response or b"").decode() if unit.error in (None, unit.status) else unit.error,
+        unit.error or (unit.response or b"").decode(),
     )
 
 

@@ -131,25 +131,25 @@ class LeaseKeeper(Actor):
         self._tell(Role.ZOMBIE_COLLECTOR, CollectZombies())
 
     def _beat(self) -> None:
-        was_valid = self._lease.is_valid
         try:
             self._renew()
         except StorageError as error:
             self._unbroken_since = monotonic()
             logger.warning("the lease was not renewed: %s", error)
-            return
-        if not was_valid:
-            self._unbroken_since = monotonic()
-            self._tell(Role.SCHEDULER, WakeUp())
 
     def _renew(self) -> None:
-        started = monotonic()
+        """A renewal that comes late breaks the row of renewals as a failed one does: what held it up (a database
+        that stalled, a machine that slept) has held up the others too, and they are not dead."""
+        before, started = self._lease.renewed, monotonic()
         if not self._store.renew(self._lease.epoch, self._lease.timeout):
             logger.warning("epoch %d was declared dead by another node", self._lease.epoch)
             self._acquire()
             return
         self._lease.renewed = started
-        if started - self._unbroken_since >= self._lease.timeout:
+        if monotonic() - before >= self._lease.timeout - self._interval:
+            self._unbroken_since = monotonic()
+            self._tell(Role.SCHEDULER, WakeUp())
+        elif started - self._unbroken_since >= self._lease.timeout:
             self._bury()
 
     def _bury(self) -> None:

@@ -17,9 +17,12 @@ _ACQUIRE = """
 insert into progressor_nodes (node_name, expires_at) values (%s, clock_timestamp() + %s) returning epoch"""
 _RENEW = "update progressor_nodes set expires_at = clock_timestamp() + %s where epoch = %s returning epoch"
 # A batch of the dead node that is being committed holds its row; it is passed over until that has ended.
+# One's own row must be fresh: else the database has stalled since it was renewed, and the others could not renew theirs.
 _BURY = """
 delete from progressor_nodes where epoch in (
-  select epoch from progressor_nodes where expires_at < clock_timestamp() and epoch <> %s for update skip locked)
+  select epoch from progressor_nodes where expires_at < clock_timestamp() and epoch <> %s and exists (
+    select from progressor_nodes own where own.epoch = %s and own.expires_at > clock_timestamp() + %s)
+  for update skip locked)
 returning epoch"""
 _GIVE_UP = "delete from progressor_nodes where epoch = %s returning epoch"
 
@@ -40,7 +43,7 @@ class PostgresLeases:
         return bool(self._run(_RENEW, timedelta(seconds=seconds), epoch))
 
     def bury(self, epoch: int) -> Sequence[int]:
-        return [int(row[0]) for row in self._run(_BURY, epoch)]
+        return [int(row[0]) for row in self._run(_BURY, epoch, epoch, timedelta(seconds=self._patience))]
 
     def give_up(self, epoch: int) -> None:
         self._run(_GIVE_UP, epoch)

@@ -34,6 +34,7 @@ import progressor.errors
 from progressor import Node
 from progressor.errors import StorageUnavailable
 from progressor.storage import sql
+from tests.chaos.proxy import Proxy
 from tests.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -235,6 +236,12 @@ class Cluster:
     def live(self, name: str = "live", conninfo: Mapping[str, Any] | None = None) -> Node:
         """A node in the test."""
         return self._stack.enter_context(Node.from_config(self.config(name, conninfo or self.conninfo, http=False)))
+
+    def proxy(self) -> tuple[Proxy, dict[str, Any]]:
+        """A proxy before the database, and the conninfo that leads through it."""
+        proxy = Proxy((self.conninfo["host"], self.conninfo["port"]))
+        self._stack.callback(proxy.close)
+        return proxy, {**self.conninfo, "port": proxy.port}
 
     def connect(self) -> Connection:
         return self._stack.enter_context(psycopg.connect(**self.conninfo, autocommit=True))

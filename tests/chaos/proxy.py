@@ -25,12 +25,14 @@ class Way(Enum):
 
 
 class Loss(Enum):
-    """Where a connection breaks off when a transaction is committed."""
+    """What happens to a connection when a transaction is committed."""
 
     ANSWER = auto()
     """The server has committed; the node never hears of it."""
     REQUEST = auto()
     """The server never hears of the wish to commit."""
+    PATIENCE = auto()
+    """The server has committed; the node hears of it after `thaw`."""
 
 
 class Proxy:
@@ -43,7 +45,7 @@ class Proxy:
         self._links: list[_Link] = []
         self._closed = False
         self.lost = Event()
-        """Set when a connection was broken at a commit."""
+        """Set when that which `lose` asked for has been done."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._listener.settimeout(_PATIENCE)
         self.port: int = self._listener.getsockname()[1]
@@ -85,11 +87,11 @@ class Proxy:
 
     def thaw(self, name: str = "") -> None:
         with self._changed:
-            self._frozen = {(frozen, way) for frozen, way in self._frozen if frozen != name}
+            self._frozen = {(frozen, way) for frozen, way in self._frozen if not frozen.startswith(name)}
             self._changed.notify_all()
 
     def lose(self, name: str, loss: Loss) -> None:
-        """Breaks the connection that commits next."""
+        """Does this to the connection that commits next."""
         self.lost.clear()
         self._losses.append((name, loss))
 
@@ -208,6 +210,9 @@ class _Link:
                             return
                         case Loss.ANSWER:
                             self._swallow = True
+                        case Loss.PATIENCE:
+                            self._proxy.freeze(self.name, Way.DOWN)
+                            self._proxy.lost.set()
                 tail = data[-6:]
                 server.sendall(data)
 

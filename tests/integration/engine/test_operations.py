@@ -37,7 +37,7 @@ VERBS: dict[str, Callable[[Play], object]] = {
     "remove": lambda play: play.remove(),
     "trace": lambda play: play.trace(),
 }
-REFUSALS = {
+REFUSALS: dict[str, dict[str, tuple[type[ProgressorError], str]]] = {
     "running": {"init": EXISTS, "put": EXISTS, "repair": RUNNING, "simple_repair": RUNNING},
     "init": {"init": EXISTS, "put": EXISTS, "repair": IN_INIT, "simple_repair": IN_INIT},
     "error": {"init": EXISTS, "put": EXISTS, "call": IN_ERROR, "notify": IN_ERROR},

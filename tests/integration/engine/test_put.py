@@ -89,7 +89,10 @@ def test_put_process_zombie(theatre: Theatre) -> None:
 
 
 def run_without_owner(play: Play, age: float) -> None:
-    columns = "process_id, task_type, status, scheduled_time, running_time, args, last_retry_interval, attempts_count, context"
+    columns = (
+        "process_id, task_type, status, scheduled_time, running_time, args, "
+        "last_retry_interval, attempts_count, context"
+    )
     with psycopg.connect(**play.database.conninfo) as connection:
         connection.execute(
             SQL(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -40,6 +41,10 @@ def broken_by_a_call(theatre: Theatre, *script: Step) -> Play:
     with pytest.raises(ProcessorError):
         play.call()
     return play
+
+
+def last_task_is(play: Play, task: str) -> bool:
+    return play.tasks[-1] == task
 
 
 def test_simple_repair_after_non_retriable_error(theatre: Theatre) -> None:
@@ -110,7 +115,7 @@ def test_a_repair_behind_the_task_of_a_simple_repair_is_answered(theatre: Theatr
             play.simple_repair()
             gate.wait_entered()
             repair = play.later("repair")
-            eventually(lambda play=play: play.tasks[-1] == "repair waiting")
+            eventually(partial(last_task_is, play, "repair waiting"))
             gate.open()
             with pytest.raises(error):
                 repair.result()

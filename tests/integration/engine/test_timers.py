@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from progressor import ProcessNotFound, SetTimer, UnsetTimer, now, seconds
 from progressor.model import Action
 from tests.eventually import eventually
@@ -155,12 +157,8 @@ def test_remove_by_timer(theatre: Theatre) -> None:
     play.init()
     eventually(lambda: not play.rows)
     assert play.types == ["init", "timeout"]
-    try:
+    with pytest.raises(ProcessNotFound, match=r"^process not found$"):
         play.get()
-    except ProcessNotFound as error:
-        assert str(error) == "process not found"
-    else:
-        raise AssertionError
 
 
 def test_the_context_of_a_step_travels_to_its_timers(theatre: Theatre) -> None:

@@ -13,23 +13,28 @@ from progressor.storage import migrate
 from progressor.storage.embedded import EmbeddedPostgres
 from progressor.storage.postgres import Pools, PostgresStorage, make_pool
 from tests.conftest import Database, fresh_database
-from tests.integration.storage.nodes import NS, Node, Tap
+from tests.integration.storage.nodes import NS, ORDER, SECOND_NS, Node, Tap
 
 MakeNode: TypeAlias = Callable[[], Node]
 
 
 @pytest.fixture(scope="session")
-def template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    """The name of a database with the namespace NS, to be copied."""
+def shared_database(postgres_server: EmbeddedPostgres) -> Iterator[Database]:
     with fresh_database(postgres_server) as database:
-        migrate.migrate(database.conninfo, [NS])
-        yield database.name
+        migrate.migrate(database.conninfo, [NS, SECOND_NS])
+        yield database
 
 
 @pytest.fixture
-def migrated(postgres_server: EmbeddedPostgres, template: str) -> Iterator[Database]:
-    with fresh_database(postgres_server, template) as database:
-        yield database
+def migrated(shared_database: Database) -> Database:
+    """A database with two namespaces and nothing in them. To empty one takes a tenth of the time of a new one."""
+    with psycopg.connect(**shared_database.conninfo) as connection:
+        connection.execute("delete from progressor_nodes")
+        for tap in (Tap(connection, NS), Tap(connection, SECOND_NS)):
+            for table in ORDER:
+                tap.execute("delete from {" + table + "}")
+            tap.execute("select setval({tasks_sequence}, 1, false)")
+    return shared_database
 
 
 @pytest.fixture

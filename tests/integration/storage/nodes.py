@@ -39,6 +39,7 @@ from progressor.storage import sql
 from progressor.storage.committer import Committer
 
 NS = "test/ns"
+SECOND_NS = "second"
 ORDER = {
     "processes": SQL("process_id"),
     "tasks": SQL("task_id"),

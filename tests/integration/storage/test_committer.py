@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -16,14 +17,13 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from progressor.engine.ports import Accepted, Answered, Batch, Completed
 from progressor.errors import LeaseLost, StorageError, StorageRejected, StorageUnavailable
 from progressor.model import Event, Intent, Range
-from progressor.storage import migrate
 from progressor.storage.committer import Committer
 from progressor.storage.embedded import EmbeddedPostgres
 from progressor.storage.errors import LEASE_LOST, translate, translated
 from progressor.storage.postgres import PostgresStorage
 from tests.conftest import Database
 from tests.eventually import eventually
-from tests.integration.storage.nodes import NS, Node, Tap, request, started, step
+from tests.integration.storage.nodes import NS, SECOND_NS, Node, Tap, request, started, step
 
 
 def backend(node: Node) -> int:
@@ -129,39 +129,32 @@ def test_a_read_gets_over_a_connection_that_died_in_the_pool(node: Node, tap: Ta
     assert storage.get(NS, "p", Range()) is not None
 
 
-def test_sessions_speak_utc(node: Node, tap: Tap, migrated: Database) -> None:
-    with psycopg.connect(**migrated.conninfo, autocommit=True) as connection:
-        connection.execute(f"alter database {migrated.name} set timezone to 'Asia/Tokyo'".encode())
-    claimed = node.start("init", "p")
-    assert claimed.task.scheduled_time.utcoffset().total_seconds() == 0  # type: ignore[union-attr]
+def test_sessions_speak_utc(migrated: Database) -> None:
+    foreign = {**migrated.conninfo, "options": "-c timezone=Asia/Tokyo"}
+    with closing(Node(foreign)) as node:
+        at = node.start("init", "p").task.scheduled_time
+    assert at.utcoffset() == timedelta(0)
 
 
 # Namespaces
 
 
-@pytest.fixture
-def two(migrated: Database) -> Iterator[Node]:
-    migrate.migrate(migrated.conninfo, ["second"])
-    with closing(Node(migrated.conninfo)) as node:
-        yield node
+def test_one_transaction_takes_batches_of_many_namespaces(node: Node) -> None:
+    batches = {ns: Batch([request("init", "p", ns.encode())]) for ns in (SECOND_NS, NS)}
+    results = node.committer.commit(node.epoch, batches, again=False)
+    assert {ns: started(results[ns].requests[0]).task.args for ns in results} == {SECOND_NS: b"second", NS: NS.encode()}
 
 
-def test_one_transaction_takes_batches_of_many_namespaces(two: Node, migrated: Database) -> None:
-    batches = {ns: Batch([request("init", "p", ns.encode())]) for ns in ("second", NS)}
-    results = two.committer.commit(two.epoch, batches, again=False)
-    assert {ns: started(results[ns].requests[0]).task.args for ns in results} == {"second": b"second", NS: NS.encode()}
-
-
-def test_poison_in_one_namespace_stops_the_others(two: Node, tap: Tap) -> None:
-    batches = {NS: Batch([request("init", "p")]), "second": Batch([request("init", "\0")])}
+def test_poison_in_one_namespace_stops_the_others(node: Node, tap: Tap) -> None:
+    batches = {NS: Batch([request("init", "p")]), SECOND_NS: Batch([request("init", "\0")])}
     with pytest.raises(StorageRejected):
-        two.committer.commit(two.epoch, batches, again=False)
+        node.committer.commit(node.epoch, batches, again=False)
     assert not any(tap.tables().values())
 
 
-def test_an_idempotency_key_belongs_to_its_namespace(two: Node) -> None:
-    batches = {ns: Batch([request("init", f"p of {ns}", key="k")]) for ns in ("second", NS)}
-    results = two.committer.commit(two.epoch, batches, again=False)
+def test_an_idempotency_key_belongs_to_its_namespace(node: Node) -> None:
+    batches = {ns: Batch([request("init", f"p of {ns}", key="k")]) for ns in (SECOND_NS, NS)}
+    results = node.committer.commit(node.epoch, batches, again=False)
     assert all(isinstance(results[ns].requests[0], Accepted) for ns in batches)
 
 

@@ -1,0 +1,10 @@
+"""Lets `python scripts/bench` find the package that it is a part of."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.cli import main  # noqa: E402
+
+sys.exit(main())

@@ -1,0 +1,34 @@
+"""What the processes of the benchmark do; everything that matters is in their arguments.
+
+The payload is random, as in the benchmark of the original: it does not compress.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from progressor import Event, Intent, SetTimer, StepRequest, UnsetTimer, now
+
+PAYLOAD_BYTES = 64
+GO, REST, STOP = b"go", b"rest", b"stop"
+
+
+def event() -> Event:
+    return Event(os.urandom(PAYLOAD_BYTES))
+
+
+def plain(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+    """One event a step."""
+    return Intent(events=[event()], response=b"ok")
+
+
+def loop(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+    """One event a step and a timer due now, until it is told to stop; with `rest` as `plain`."""
+    match request.args:
+        case b"rest":
+            return plain(request, options, context)
+        case b"stop":
+            return Intent(response=b"ok", action=UnsetTimer())
+    return Intent(events=[event()], response=b"ok", action=SetTimer(now()))

@@ -1,0 +1,230 @@
+"""The documentation tells the truth: its examples run, its files exist, its tables are complete.
+
+A comment on the line before a fenced block marks it: `<!-- run -->` runs it, `<!-- file: NAME -->` puts it beside the
+blocks that run. The database of a configuration becomes that of the test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from progressor import config as configuration
+from progressor.metrics import Metrics
+from tests.conftest import Database
+
+TOP = Path(__file__).parents[2]
+DOCUMENTS = sorted([TOP / "README.md", TOP / "CHANGELOG.md", *TOP.glob("docs/**/*.md"), *TOP.glob("deploy/*.md")])
+CODE = sorted(
+    path for folder in ("progressor", "processors", "scripts") for path in (TOP / folder).rglob("*.[ps][yq]*")
+)
+DEMO_PATIENCE = 100
+
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    document: Path
+    mark: str
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        return self.mark.removeprefix("file: ") if self.mark.startswith("file: ") else None
+
+
+def blocks(document: Path) -> list[Block]:
+    found = _BLOCK.finditer(document.read_text())
+    return [Block(document, each["mark"] or "", each["language"], each["text"]) for each in found]
+
+
+def name(document: Path) -> str:
+    return str(document.relative_to(TOP))
+
+
+def prose(document: Path) -> str:
+    return _BLOCK.sub("", document.read_text())
+
+
+def anchors(document: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
+RUNNABLE = sorted({block.document for block in BLOCKS if block.mark == "run"})
+CONFIGURATIONS = [block for block in BLOCKS if block.language == "toml" and "[progressor.namespaces" in block.text]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory of the examples. What they import from there is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PROGRESSOR_DB_PASSWORD", database.conninfo["password"])
+    before = set(sys.modules)
+    yield tmp_path
+    for module in set(sys.modules) - before:
+        if (tmp_path / f"{module}.py").exists():
+            del sys.modules[module]
+
+
+def on(database: Database, toml: str) -> str:
+    """A configuration with the addresses of this database."""
+    given = {
+        "host": database.conninfo["host"],
+        "port": database.conninfo["port"],
+        "database": database.conninfo["dbname"],
+        "username": database.conninfo["user"],
+    }
+    lines = [f"{key} = {value!r}" for key, value in given.items()]
+    section = "\n".join(["[databases.progressor_db]", *lines, 'password_env = "PROGRESSOR_DB_PASSWORD"', "", ""])
+    changed, count = re.subn(r"\[databases\.progressor_db\]\n(?:[^\[\n].*\n|\n)*", lambda _: section, toml)
+    assert count == 1
+    return changed
+
+
+@pytest.mark.parametrize("document", RUNNABLE, ids=name)
+def test_the_examples_run(document: Path, desk: Path, database: Database) -> None:
+    scope: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(document):
+        if block.file is not None:
+            text = on(database, block.text) if block.language == "toml" else block.text
+            (desk / block.file).write_text(text)
+        elif block.mark == "run":
+            exec(compile(block.text, f"<an example in {name(document)}>", "exec"), scope)
+
+
+def test_there_are_examples_that_run() -> None:
+    assert TOP / "README.md" in RUNNABLE
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda b: name(b.document))
+def test_every_python_example_is_run_or_imported(block: Block) -> None:
+    assert block.mark == "run" or (block.file or "").endswith(".py")
+
+
+@pytest.mark.parametrize("block", CONFIGURATIONS, ids=lambda b: name(b.document))
+def test_every_configuration_is_right(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROGRESSOR_DB_PASSWORD", "secret")
+    path = tmp_path / "sys.toml"
+    path.write_text(block.text)
+    assert configuration.load(path).namespaces
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for link in _LINK.findall(prose(document)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_file_and_heading_that_the_code_refers_to_exists() -> None:
+    for path in CODE:
+        for document, heading in re.findall(r'(docs/[\w./-]+\.md)(?:, "([^"]+)")?', path.read_text()):
+            assert (TOP / document).exists(), (path, document)
+            assert not heading or re.search(rf"^## {heading}$", (TOP / document).read_text(), re.MULTILINE), heading
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_every_make_target_exists(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (TOP / "Makefile").read_text(), re.MULTILINE))
+    wanted = set(re.findall(r"(?:`|^\$ )make ([a-z-]+)", document.read_text(), re.MULTILINE))
+    assert wanted <= targets
+
+
+def test_the_first_two_commands_of_the_readme_run_the_demonstration_and_the_tests() -> None:
+    first = next(block for block in blocks(TOP / "README.md"))
+    assert re.findall(r"^\$ (.+?) +#", first.text, re.MULTILINE) == ["make demo", "make test"]
+
+
+def test_every_metric_is_explained() -> None:
+    names = {f.name + ("_total" if f.type == "counter" else "") for f in Metrics().registry.collect()}
+    table = (TOP / "docs/operations.md").read_text().partition("## Metrics")[2].partition("## ")[0]
+    assert set(re.findall(r"`(progressor_\w+)`", table)) == names
+
+
+def test_every_key_of_the_configuration_is_explained() -> None:
+    text = (TOP / "docs/operations.md").read_text().partition("## Configuration")[2].partition("## Sizing")[0]
+    explained = set(re.findall(r"`[\w.]*?(\w+)`", text))
+    for part in (
+        configuration.Config,
+        configuration.NamespaceConfig,
+        configuration.RetryPolicy,
+        configuration.StorageConfig,
+        configuration.ProcessorConfig,
+        configuration.NotifierConfig,
+        configuration.DatabaseConfig,
+        configuration.PoolConfig,
+        configuration.KafkaClientConfig,
+        configuration.ListenConfig,
+    ):
+        keys = {field.name for field in dataclasses.fields(part)}
+        tables = {"name", "namespaces", "databases", "pools", "kafka", "listen", "parameters"}
+        tables |= {"retry_policy", "processor", "notifier"}
+        assert keys - tables - explained <= {"storage"}, part
+
+
+def test_every_default_is_told() -> None:
+    text = (TOP / "docs/operations.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w.]+)`°? \| ([^|]+?) \|", text, re.MULTILINE))
+    config = configuration.load(
+        {
+            "progressor": {"namespaces": {"x": {"processor": {"client": "echo"}}}},
+            "databases": {"d": {"database": "d", "username": "u"}},
+            "pools": {f"default_{name}pool": {"database": "d"} for name in ("", "scan_", "front_")},
+        }
+    )
+    namespace = config.namespaces["x"]
+    for key, told in rows.items():
+        owner = config if hasattr(config, key) else namespace
+        first, _, second = key.partition(".")
+        value = getattr(getattr(owner, first, None), second, None) if second else getattr(owner, first, None)
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            assert float(told) == value, key
+
+
+# The demonstration
+
+
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", TOP / "scripts" / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_demonstration_runs() -> None:
+    command = [sys.executable, str(TOP / "scripts" / "demo.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEMO_PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("All as expected")
+    assert "\033" not in done.stdout, "colours are for terminals"
+
+
+def test_the_demonstration_fails_when_something_is_not_as_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    module = demo()
+    module.REFUSED = module.GOOD  # type: ignore[attr-defined]
+    assert module.main([]) == 1
+    assert "the status of refused: expected" in capsys.readouterr().err
