@@ -382,7 +382,7 @@ def get(
     checks.event_id("at_least_event_id", at_least_event_id)
     deadline = monotonic() + _patience(namespace, timeout)
     while True:
-        process = namespace.storage.get(ns, process_id, wanted)
+        process = namespace.storage.get(ns, process_id, wanted, max(0.0, deadline - monotonic()))
         if process is None:
             raise ProcessNotFound
         if process.status != ProcessStatus.INIT:

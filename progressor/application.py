@@ -117,6 +117,7 @@ class Node:
 
     def start(self) -> None:
         """Raises StorageUnavailable, or SchemaOutdated when migrations are not enabled."""
+        _warn_of_settings_without_effect(self._config)
         if self._config.migration_enabled:
             self.migrate()
         for db in self._databases.values():
@@ -408,6 +409,16 @@ def _databases(config: Config) -> Iterable[_Database]:
                 if pool.database == name
             }
             yield _Database(name, database.conninfo(), namespaces, Lease(config.lease_timeout), pools)
+
+
+def _warn_of_settings_without_effect(config: Config) -> None:
+    for ns in config.namespaces.values():
+        if ns.notifier is not None:
+            logger.warning("namespace %s: this version has no notifier, nothing is published", ns.name)
+        if ns.storage.cache is not None:
+            logger.warning("namespace %s: this version has no cache, reads go to the database", ns.name)
+    if config.listen.thrift is not None:
+        logger.warning("listen.thrift: this version speaks no Thrift")
 
 
 def _seconds(value: float) -> float | None:

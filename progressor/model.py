@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from progressor.value import value
+
 Metadata: TypeAlias = Mapping[str, Any]
 """A JSON object."""
 
@@ -78,7 +80,7 @@ class Event:
     task_id: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Process:
     """A process with the slice of its history that was asked for (`range`)."""
 
@@ -128,7 +130,7 @@ class Intent:
     action: Action | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepRequest:
     """What a processor is given. `attempt` counts from 1 and grows when a step is retried."""
 
@@ -140,7 +142,7 @@ class StepRequest:
     attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TraceUnit:
     """One task of a process, as the audit trail shows it, with the events that it produced."""
 
@@ -161,7 +163,7 @@ class TraceUnit:
     events: Sequence[Event]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Page:
     """One page of a listing; `cursor` asks for the next one and is None at the end."""
 

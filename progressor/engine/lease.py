@@ -40,12 +40,16 @@ class LeaseStore(Protocol):
 
 
 class Lease:
-    """What the other actors see of it. Written by the keeper only."""
+    """What the other actors see of it. Written by the keeper only, but for `writing_since`."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.epoch = 0
         self.renewed = float("-inf")
+        self.broken = float("-inf")
+        """When a renewal failed or came late last."""
+        self.writing_since: float | None = None
+        """Since when the writer has a batch in its hands: tasks begun by it are not known to the scheduler yet."""
 
     @property
     def is_valid(self) -> bool:
@@ -134,7 +138,7 @@ class LeaseKeeper(Actor):
         try:
             self._renew()
         except StorageError as error:
-            self._unbroken_since = monotonic()
+            self._unbroken_since = self._lease.broken = monotonic()
             logger.warning("the lease was not renewed: %s", error)
 
     def _renew(self) -> None:
@@ -147,7 +151,7 @@ class LeaseKeeper(Actor):
             return
         self._lease.renewed = started
         if monotonic() - before >= self._lease.timeout - self._interval:
-            self._unbroken_since = monotonic()
+            self._unbroken_since = self._lease.broken = monotonic()
             self._tell(Role.SCHEDULER, WakeUp())
         elif started - self._unbroken_since >= self._lease.timeout:
             self._bury()

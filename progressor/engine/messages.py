@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import monotonic
 
 from progressor.engine.ports import (
@@ -22,11 +22,12 @@ from progressor.engine.ports import (
     Task,
 )
 from progressor.otp import Call
+from progressor.value import value
 
 # To the writer
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Accept:
     """Store a request; `future` gets the answer of its task. `deadline` is monotonic."""
 
@@ -37,7 +38,7 @@ class Accept:
     sent: float = field(default_factory=monotonic)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Complete:
     """Commit what a step changed."""
 
@@ -46,7 +47,7 @@ class Complete:
     sent: float = field(default_factory=monotonic)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ClaimTasks:
     """Take due tasks of the schedule."""
 
@@ -57,7 +58,7 @@ class ClaimTasks:
 # To the scheduler
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Committed:
     """What a transaction did in this namespace."""
 
@@ -67,19 +68,19 @@ class Committed:
     ended: Sequence[Ended] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Expect(Call[bool]):
     """Remember tasks that are due now or soon. The answer: whether there is room for more."""
 
     hints: Sequence[Hint]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WakeUp:
     """The earliest expected task is due, or a reason to wait is gone."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TakenOver:
     """Zombies that are ours now: some run again, some end."""
 
@@ -87,12 +88,12 @@ class TakenOver:
     ended: Sequence[Completion]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LeaseReplaced:
     """This node got a new epoch: all that it had in its hands belongs to others."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Results:
     """What the database says about tasks that somebody waits for; None for one that is gone."""
 
@@ -100,7 +101,7 @@ class Results:
     asked: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AwaitInit:
     """Resolve `future` when an init of this process ends on this node."""
 
@@ -108,22 +109,22 @@ class AwaitInit:
     future: Future[None]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KnownTokens(Call[Sequence[int]]):
     """The run tokens of all tasks in the hands of this node."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OpenTasks(Call[Sequence[int]]):
     """Tasks that somebody here waits for but that do not run here."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Load(Call["LoadFigures"]):
     """How much there is to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LoadFigures:
     ready: int
     oldest_ready: float
@@ -134,7 +135,7 @@ class LoadFigures:
     waiting_callers: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drain(Call[None]):
     """Take nothing new and hand back what did not begin. What runs may end."""
 
@@ -142,40 +143,40 @@ class Drain(Call[None]):
 # To the pool, the scanner and the zombie collector
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CheckDeadlines:
     """Replace workers that hang."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ScanTimers:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ScanCalls:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Announced:
     """Another node ended tasks that callers of this node wait for."""
 
     tasks: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HandBack:
     """Put tasks that did not begin back into the schedule."""
 
     tasks: Sequence[Task]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Settle(Call[None]):
     """Answer when everything sent before has been done."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CollectZombies:
     pass

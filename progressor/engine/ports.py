@@ -7,7 +7,7 @@ has a method for each use case. A storage raises the errors of `progressor.error
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -23,9 +23,10 @@ from progressor.model import (
     TaskType,
     TraceUnit,
 )
+from progressor.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Task:
     """A task in the hands of this node. `owner` (the node's epoch) and `token` fence its completion."""
 
@@ -42,7 +43,7 @@ class Task:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claimed:
     """A task with its process as the step will find it. `history` is None until it has been read."""
 
@@ -53,7 +54,7 @@ class Claimed:
     """For a repair: what the process broke on."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BrokenTask:
     """The timer task that brought a process into error: a repair sets it again."""
 
@@ -73,7 +74,7 @@ class Op(StrEnum):
     REMOVE = "remove"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Request:
     """A request to be accepted. `token` names it, and is the run token of its task when that starts at once."""
 
@@ -86,14 +87,14 @@ class Request:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     """The request, or the waiting task, ends with this error."""
 
     error: Exception
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answered:
     """The task had ended before; this is what its caller was told."""
 
@@ -101,7 +102,7 @@ class Answered:
     task_id: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Accepted:
     """The task is stored: this node runs it now (`started`), or it waits, here or elsewhere."""
 
@@ -123,7 +124,7 @@ class TimerChange(StrEnum):
     REMOVE = "remove"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Timer:
     """What becomes of the timer. `at`, `task_type`, `args` and `context` are those of the new task, if any."""
 
@@ -134,7 +135,7 @@ class Timer:
     context: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Completion:
     """All that a step changes, committed in one transaction or not at all."""
 
@@ -156,7 +157,7 @@ class Completion:
     history: History | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Completed:
     """A completion that was applied."""
 
@@ -166,14 +167,14 @@ class Completed:
     removed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Lost:
     """A completion that the fence refused. `answer`: what the database says about its task, when it has ended."""
 
     answer: Answered | Refused | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ended:
     """A task that ended without running; whoever waits for it is answered."""
 
@@ -181,7 +182,7 @@ class Ended:
     answer: Answered | Refused
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hint:
     """A task of the schedule and when it is due. Only a hint: it may be gone by then."""
 
@@ -190,7 +191,7 @@ class Hint:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claim:
     """A wish to run a task of the schedule under `token`."""
 
@@ -198,7 +199,7 @@ class Claim:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Batch:
     """What one transaction does in one namespace. At most one completion for each process."""
 
@@ -207,7 +208,7 @@ class Batch:
     claims: Sequence[Claim] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BatchResult:
     """One result for each item, in the order of the items, and the other tasks that ended."""
 
@@ -218,7 +219,7 @@ class BatchResult:
     ended: Sequence[Ended] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Selection:
     """Which processes a listing shows. Times are half-open intervals."""
 
@@ -231,6 +232,9 @@ class Selection:
 
 class Committer(Protocol):
     """The write side of a database, used by one writer."""
+
+    in_doubt: bool
+    """After StorageUnavailable: whether the batch had been sent, so that it may have been committed."""
 
     def commit(self, epoch: int, batches: Mapping[str, Batch], *, again: bool) -> Mapping[str, BatchResult]:
         """One transaction for all namespaces. `again`: the answer to the same batches was lost.
@@ -266,7 +270,8 @@ class Storage(Protocol):
     def results(self, ns: str, tasks: Sequence[int]) -> Mapping[int, Answered | Refused | None]:
         """What became of tasks; None while they wait or run. A task that is not there any more is left out."""
 
-    def get(self, ns: str, process_id: str, range: Range) -> Process | None: ...
+    def get(self, ns: str, process_id: str, range: Range, patience: float = ...) -> Process | None:
+        """Waits for a connection at most `patience` seconds."""
 
     def put(self, ns: str, process: Process, action: Action | None, context: bytes) -> Hint | None:
         """Raises ProcessAlreadyExists."""

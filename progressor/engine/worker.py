@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Event, Lock
 from time import monotonic
 
@@ -18,17 +18,18 @@ from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories, History
 from progressor.engine.lease import Lease
 from progressor.engine.messages import Complete
-from progressor.engine.ports import Claimed, Completion, Storage
+from progressor.engine.ports import Claimed, Completion, Storage, Task
 from progressor.engine.ready import ReadyQueue, Work
 from progressor.engine.tokens import Tokens
 from progressor.errors import ProcessorError, StorageError, TransientError
 from progressor.metrics import NamespaceMetrics
-from progressor.model import Direction, Intent, Range, StepRequest, TaskType, now
+from progressor.model import Direction, Intent, Process, Range, StepRequest, TaskType, now
 from progressor.otp import Actor
 from progressor.processor import Processor
 
 logger = logging.getLogger(__name__)
 
+EVERYTHING = Range()
 LOAD_PAUSE = 0.2
 """Seconds between attempts to read a process while the database is away."""
 
@@ -90,34 +91,31 @@ class Worker(Actor):
         self._bench.claimed, self._bench.started = claimed, math.inf
         loaded = self._load(claimed)
         if loaded is not None:
-            completion = self._step(loaded)
+            completion = self._step(*loaded)
             self._shop.directory.cast(Role.WRITER, self._shop.database, Complete(self._shop.ns, completion))
         with self._bench.lock:
             self._bench.claimed = None
 
-    def _step(self, claimed: Claimed) -> Completion:
+    def _step(self, claimed: Claimed, process: Process) -> Completion:
         shop, bench = self._shop, self._bench
         with bench.lock:
             bench.claimed, bench.started = claimed, monotonic()
-        result = self._process(claimed)
+        result = self._process(claimed.task, process)
         shop.metrics.processed(claimed.task.task_type, monotonic() - bench.started)
         return lifecycle.decide(claimed, result, shop.policy, now(), shop.tokens.next())
 
-    def _process(self, claimed: Claimed) -> Intent | lifecycle.Failure:
-        task = claimed.task
+    def _process(self, task: Task, process: Process) -> Intent | lifecycle.Failure:
         if task.task_type is TaskType.REMOVE:
             return lifecycle.REMOVED
-        request = StepRequest(
-            task.task_type, task.args, claimed.process, self._shop.ns, task.task_id, task.attempts + 1
-        )
+        request = StepRequest(task.task_type, task.args, process, self._shop.ns, task.task_id, task.attempts + 1)
         try:
             result: object = self._shop.processor(request, task.context)
         except BaseException as error:  # whatever a processor does, its worker lives
             return failure(error)
         return lifecycle.checked(result)
 
-    def _load(self, claimed: Claimed) -> Claimed | None:
-        """The task with its process and history; None when the lease was lost before the database answered."""
+    def _load(self, claimed: Claimed) -> tuple[Claimed, Process] | None:
+        """What `load` does; None when the lease was lost before the database answered."""
         shop = self._shop
         while claimed.task.owner == shop.lease.epoch:
             try:
@@ -128,14 +126,17 @@ class Worker(Actor):
         return None
 
 
-def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> Claimed:
-    """Reads what the memory does not have: the events that are missing there, or just the range of the task."""
+def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> tuple[Claimed, Process]:
+    """The task with its history, and the process as its processor will see it.
+
+    Reads what the memory does not have: the events that are missing there, or just the range of the task.
+    """
     task, process = claimed.task, claimed.process
     range_ = task_range(claimed)
     history = claimed.history or histories.take(task.process_id)
     if history is not None and history.created_at != process.created_at:
         history = None  # of a process that was removed, and made again
-    if history is None and range_ == Range():
+    if history is None and range_ == EVERYTHING:
         history = History(created_at=process.created_at)
     if history is None:
         events = storage.events(ns, task.process_id, range_)
@@ -146,14 +147,30 @@ def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> C
     broken = None
     if task.task_type is TaskType.REPAIR and process.corrupted_by is not None:
         broken = storage.broken_task(ns, process.corrupted_by)
-    return replace(claimed, process=replace(process, history=events, range=range_), history=history, broken=broken)
+    seen = Process(
+        process.process_id,
+        process.status,
+        process.detail,
+        process.aux_state,
+        process.metadata,
+        events,
+        process.last_event_id,
+        range_,
+        process.created_at,
+        process.previous_status,
+        process.status_changed_at,
+        process.corrupted_by,
+    )
+    return Claimed(task, process, history, broken), seen
 
 
 def task_range(claimed: Claimed) -> Range:
     """The range that the caller gave; everything when there is none."""
     given = (claimed.task.metadata or {}).get("range")
     return (
-        Range(given.get("offset"), given.get("limit"), given.get("direction", Direction.FORWARD)) if given else Range()
+        Range(given.get("offset"), given.get("limit"), given.get("direction", Direction.FORWARD))
+        if given
+        else EVERYTHING
     )
 
 

@@ -65,9 +65,11 @@ class Writer(Actor):
         if not isinstance(message, Item):
             return super().handle(message)
         items: list[Item] = [message, *self.drain(MAX_BATCH - 1)]  # type: ignore[list-item]
+        self._lease.writing_since = monotonic()
         while items:
             now, items = _one_completion_a_process(items)
             self._commit(now)
+        self._lease.writing_since = None
         return None
 
     def _commit(self, items: Sequence[Item], *, again: bool = False) -> None:
@@ -83,7 +85,7 @@ class Writer(Actor):
                 return
             except StorageUnavailable as error:
                 logger.warning("%d items wait: %s", len(items), error)
-                again = True
+                again = again or self._committer.in_doubt
             except LeaseLost:
                 self._directory.cast(Role.LEASE, self._database, LeaseIsLost(epoch))
             except StorageRejected as error:
@@ -105,19 +107,20 @@ class Writer(Actor):
         hopeful: list[Item] = []
         hopeless: list[Item] = []
         for item in items:
-            (hopeless if stopping or self._is_hopeless(item) else hopeful).append(item)
+            (hopeless if stopping or self._is_hopeless(item, again=again) else hopeful).append(item)
         if hopeless:
             self._drop(hopeless, again=again)
         return hopeful
 
-    def _is_hopeless(self, item: Item) -> bool:
+    def _is_hopeless(self, item: Item, *, again: bool) -> bool:
+        """What was sent before may have begun: it must be heard of, even if its caller has given up."""
         match item:
             case Accept():
-                return item.deadline < monotonic()
+                return not again and item.deadline < monotonic()
             case Complete():
                 return item.completion.task.owner != self._lease.epoch
             case ClaimTasks():
-                return not self._lease.is_valid
+                return not again and not self._lease.is_valid
 
     def _drop(self, items: Sequence[Item], *, again: bool) -> None:
         unavailable = StorageUnavailable() if not again else RequestTimeout()

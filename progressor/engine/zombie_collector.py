@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 PAGE = 200
 JITTER = 0.2
 PATIENCE = 10.0
+NEVER = 1e9
+"""Seconds."""
 
 
 class ZombieCollector(Actor):
@@ -71,6 +73,12 @@ class ZombieCollector(Actor):
                 return super().handle(message)
         return None
 
+    def _grace(self) -> float:
+        """For a task that this node owns without knowing it: the writer may just have begun it. To be asked before
+        the scheduler is."""
+        since = self._lease.writing_since
+        return self._lease.timeout + (0.0 if since is None else monotonic() - since)
+
     def _collect(self) -> None:
         started = monotonic()
         try:
@@ -84,10 +92,14 @@ class ZombieCollector(Actor):
         scheduler = self._directory.find(Role.SCHEDULER, self._ns)
         if scheduler is None:
             return 0
+        grace, stale, epoch = self._grace(), self._stale, self._lease.epoch
         known = scheduler.call(KnownTokens(), PATIENCE)
         tokens = [self._tokens.next() for _ in range(PAGE)]
-        grace = self._lease.timeout
-        taken = self._storage.take_over(self._ns, self._lease.epoch, self._stale, grace, known, tokens)
+        if monotonic() - self._lease.broken < stale:
+            # The database was away: the others need time to say what they look after, and this node says it here.
+            self._storage.take_over(self._ns, epoch, stale, grace, known, [])
+            stale = NEVER
+        taken = self._storage.take_over(self._ns, epoch, stale, grace, known, tokens)
         again: list[Claimed] = []
         ended: list[Completion] = []
         for claimed in taken:

@@ -136,11 +136,14 @@ class Committer:
         self._connection: Connection | None = None
         self._name = ""
         self._lost_session: tuple[int, str] | None = None
+        self.in_doubt = False
 
     def commit(self, epoch: int, batches: Mapping[str, Batch], *, again: bool) -> Mapping[str, BatchResult]:
         """See `ports.Committer`."""
+        self.in_doubt = False
         with translated():
             connection = self._connected()
+            self.in_doubt = True
             sent: dict[str, list[Cursor | None]] = {}
             with connection.pipeline(), connection.transaction():
                 connection.execute("select progressor_hold_lease(%s)", [epoch])

@@ -17,7 +17,7 @@ _ACQUIRE = """
 insert into progressor_nodes (node_name, expires_at) values (%s, clock_timestamp() + %s) returning epoch"""
 _RENEW = "update progressor_nodes set expires_at = clock_timestamp() + %s where epoch = %s returning epoch"
 # A batch of the dead node that is being committed holds its row; it is passed over until that has ended.
-# One's own row must be fresh: else the database has stalled since it was renewed, and the others could not renew theirs.
+# One's own row must be fresh: else the database has stalled since it was renewed, and nobody could renew theirs.
 _BURY = """
 delete from progressor_nodes where epoch in (
   select epoch from progressor_nodes where expires_at < clock_timestamp() and epoch <> %s and exists (

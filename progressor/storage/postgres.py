@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from progressor.engine.ports import (
     Answered,
@@ -44,6 +44,10 @@ from progressor.storage.errors import translated
 
 Pool: TypeAlias = ConnectionPool[Connection]
 T = TypeVar("T")
+PATIENCE = 10.0
+"""Seconds to wait for a connection of a pool."""
+RECONNECT_TIMEOUT = 5.0
+"""Seconds of ever longer pauses between attempts to connect, then they begin anew: an outage leaves no long pause."""
 _LAST = 2**63 - 1
 _PAST = datetime(1900, 1, 1, tzinfo=UTC)
 
@@ -65,7 +69,8 @@ def make_pool(conninfo: Mapping[str, Any], size: int, name: str) -> Pool:
         max_size=size,
         name=name,
         open=False,
-        timeout=10.0,
+        timeout=PATIENCE,
+        reconnect_timeout=RECONNECT_TIMEOUT,
         configure=prepare_session,
     )
 
@@ -130,10 +135,10 @@ class PostgresStorage:
         found = self._query(self._pools.scan, sql.queries(ns)["results"], {"tasks": packing.bigint(tasks)})
         return {task_id: response.decode(status, answer, task_id) for task_id, status, answer in found}
 
-    def get(self, ns: str, process_id: str, range: Range) -> Process | None:
+    def get(self, ns: str, process_id: str, range: Range, patience: float = PATIENCE) -> Process | None:
         direction, parameters = _slice(process_id, range)
         query = sql.queries(ns)[f"process_{direction}"]
-        for row in self._query(self._pools.front, query, parameters):
+        for row in self._query(self._pools.front, query, parameters, patience):
             *process, ids, times, tasks, payloads, metadatas = row
             return _process(process, _events(ids, times, tasks, payloads, metadatas), range)
         return None
@@ -173,24 +178,24 @@ class PostgresStorage:
         items = [_process(row, (), Range(limit=0)) for row in found[:limit]]
         return Page(items, items[-1].process_id if len(found) > limit and items else None)
 
-    def _query(self, pool: Pool, query: bytes, parameters: Any) -> list[TupleRow]:
+    def _query(self, pool: Pool, query: bytes, parameters: Any, patience: float = PATIENCE) -> list[TupleRow]:
         def run(connection: Connection) -> list[TupleRow]:
             return connection.cursor(binary=True).execute(query, parameters).fetchall()
 
-        return _with_connection(pool, run)
+        return _with_connection(pool, run, patience)
 
 
-def _with_connection(pool: Pool, run: Callable[[Connection], T]) -> T:
+def _with_connection(pool: Pool, run: Callable[[Connection], T], patience: float) -> T:
     """Runs a read; when the connection turns out to be a dead one of the pool, once more on a live one."""
     try:
-        with translated(), pool.connection() as connection:
+        with translated(), pool.connection(patience) as connection:
             return run(connection)
     except StorageUnavailable as error:
-        if not isinstance(error.__cause__, psycopg.Error):
+        if isinstance(error.__cause__, PoolTimeout | PoolClosed):
             raise
     with translated():
         pool.check()
-        with pool.connection() as connection:
+        with pool.connection(patience) as connection:
             return run(connection)
 
 

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.cli import main  # noqa: E402
+from bench.cli import main
 
 sys.exit(main())

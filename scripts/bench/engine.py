@@ -1,4 +1,7 @@
-"""The side of the engine: one run of one workload in a process of its own. A job on standard input, JSON on standard output."""
+"""The side of the engine: one run of one workload, in a process of its own.
+
+A job on standard input, the answer on standard output, both JSON.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict
 from typing import Any
 
 import psycopg
@@ -24,7 +26,7 @@ def main() -> int:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """`figures`, `series` and `profile`; or `unavailable` and why."""
+    """`figures`, `series` and `profile`; or a `note` that says why there are none."""
     workload = WORKLOADS[job.workload]
     with (
         Meter(job.admin, job.conninfo["dbname"], job.postgres_pid) as meter,
@@ -34,12 +36,8 @@ def run(job: Job) -> dict[str, Any]:
         try:
             figures = workload.run(bench)
         except NotAvailable as reason:
-            return {"unavailable": str(reason)}
+            return {"figures": {}, "note": f"not available: {reason}"}
     return {"figures": figures, "series": bench.series, "profile": bench.profile}
-
-
-def job_json(job: Job) -> str:
-    return json.dumps(asdict(job))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def idle(bench: Bench) -> Figures:
     migrate(bench.job.conninfo, [NS])
     if not bench.rows("select from {processes} limit 1"):
         _fill(bench, bench.size(1_000_000, 10_000))
-    with bench.node("plain"):
+    with bench.node("Plain"):
         sleep(2 * bench.warm_up)
         with bench.measuring() as measured:
             sleep(bench.seconds)

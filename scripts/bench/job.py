@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import monotonic, sleep
 from typing import Any
 
@@ -43,6 +44,10 @@ class Job:
     quick: bool
     profile: bool
     soak_minutes: float
+
+    @property
+    def json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
 
 
 @dataclass
@@ -134,7 +139,7 @@ class Bench:
 
     def progress(self) -> Progress:
         at = monotonic()
-        return Progress(at, {process_id: last for process_id, last in self.rows(_PROGRESS)})
+        return Progress(at, dict(self.rows(_PROGRESS)))
 
     def rows(self, query: str, *parameters: Any) -> Sequence[TupleRow]:
         """`{processes}` and so on name the tables."""

@@ -15,8 +15,8 @@ import psycopg
 from bench import proc
 
 Figures: TypeAlias = dict[str, float]
-"""What was measured. Names in the table of the report: per_second, p50, p99, max (milliseconds), engine_cpu and
-postgres_cpu (seconds for 1,000 operations), wal (bytes an operation), memory (megabytes). Others speak for themselves."""
+"""What was measured. The report has columns for per_second, p50, p99, max (milliseconds), engine_cpu and postgres_cpu
+(seconds for 1,000 operations), wal (bytes an operation) and memory (megabytes); the other names are for people."""
 
 _COUNTERS = """
 select (pg_current_wal_insert_lsn() - '0/0')::bigint,

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
@@ -32,7 +32,8 @@ with process as (
 task as (
   insert into {tasks} (process_id, task_type, status, scheduled_time, last_retry_interval, attempts_count, context)
   select process_id, 'timeout', 'waiting', now(), 0, 0, '' from process returning *)
-insert into {schedule} (task_id, process_id, task_type, status, scheduled_time, last_retry_interval, attempts_count, context)
+insert into {schedule} (task_id, process_id, task_type, status, scheduled_time, last_retry_interval, attempts_count,
+                        context)
 select task_id, process_id, task_type, status, scheduled_time, last_retry_interval, attempts_count, context from task"""
 _BY_ENGINE = "select count(*) from {running} group by owner"
 
@@ -53,7 +54,6 @@ def processes(bench: Bench) -> Figures:
 def _steps(bench: Bench, engines: int) -> tuple[Figures, list[int], Figures]:
     """The steps of so many engines, how many processes each has, and what it costs."""
     with _node(bench, engines):
-        bench.rows("truncate {processes}, {tasks}, {schedule}, {running}, {events}")
         for portion in range(PORTIONS):
             bench.rows(_PUT, str(portion), PROCESSES // PORTIONS)
             sleep(PAUSE)
@@ -63,6 +63,7 @@ def _steps(bench: Bench, engines: int) -> tuple[Figures, list[int], Figures]:
             sleep(bench.seconds)
             after = bench.progress()
         shares = [count for (count,) in bench.rows(_BY_ENGINE)]
+    bench.rows("truncate {processes}, {tasks}, {schedule}, {running}, {events}")
     figures, made = steps_between(before, after)
     return figures, shares, measured().costs(made)
 
@@ -72,7 +73,7 @@ def _node(bench: Bench, engines: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory, "sys.toml")
         config.touch(mode=0o600)
-        config.write_text(toml(bench.config("loop", task_scan_timeout=SCAN)))
+        config.write_text(toml(bench.config("Loop", task_scan_timeout=SCAN)))
         command = [sys.executable, "-m", "progressor.node", "--config", str(config), "--log-level", "warning"]
         if engines > 1:
             command += ["--processes", str(engines)]
@@ -111,7 +112,7 @@ def _end(node: subprocess.Popen[bytes]) -> None:
             proc.kill(pid)
 
 
-def toml(config: dict[str, Any] | Any) -> str:
+def toml(config: Mapping[str, Any]) -> str:
     """A configuration as a file: JSON's texts and numbers are TOML's, and a table may stand on one line."""
     return "\n".join(f"{json.dumps(name)} = {_inline(value)}" for name, value in config.items()) + "\n"
 

@@ -19,16 +19,20 @@ def event() -> Event:
     return Event(os.urandom(PAYLOAD_BYTES))
 
 
-def plain(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+class Plain:
     """One event a step."""
-    return Intent(events=[event()], response=b"ok")
+
+    def process(self, request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+        return Intent(events=[event()], response=b"ok")
 
 
-def loop(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
-    """One event a step and a timer due now, until it is told to stop; with `rest` as `plain`."""
-    match request.args:
-        case b"rest":
-            return plain(request, options, context)
-        case b"stop":
-            return Intent(response=b"ok", action=UnsetTimer())
-    return Intent(events=[event()], response=b"ok", action=SetTimer(now()))
+class Loop:
+    """One event a step and a timer due now, until it is told to stop; told to rest, it leaves the timer as it is."""
+
+    def process(self, request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+        match request.args:
+            case b"rest":
+                return Intent(events=[event()], response=b"ok")
+            case b"stop":
+                return Intent(response=b"ok", action=UnsetTimer())
+        return Intent(events=[event()], response=b"ok", action=SetTimer(now()))

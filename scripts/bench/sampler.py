@@ -1,8 +1,8 @@
 """Where the CPU time of this process goes: by the role of its threads, and by function.
 
 Every few milliseconds each thread's own CPU clock is read, and what it has used since the last look is booked on the
-function where it is now. Threads that wait cost nothing; those that wait for the GIL do not either. How much a role uses
-is exact. The functions are a guess: the sampler needs the GIL itself, so it finds the others where they gave it up, which
+function where it is now. Threads that wait cost nothing, those that wait for the GIL neither. How much a role uses is
+exact. The functions are a guess: the sampler needs the GIL itself, so it finds the others where they gave it up, which
 favours what does I/O or takes locks.
 """
 

@@ -26,7 +26,7 @@ from (values ('{processes}'::regclass, false), ('{schedule}', false), ('{running
 
 def soak(bench: Bench) -> Figures:
     minutes = max(1, round(bench.job.soak_minutes))
-    with bench.node("loop") as client:
+    with bench.node("Loop") as client:
         client.init(ns=NS, id=PROBE, args=REST)
         init_all(client, PROCESSES, GO)
         sleep(bench.warm_up)

@@ -37,7 +37,8 @@ class Workload:
     run: Run
     keeps_database: bool = False
     """Its runs use the same database, since they only read."""
-    by_default: bool = True
+    is_long: bool = False
+    """It is run once, and only when asked for."""
 
     @property
     def group(self) -> str:
@@ -49,7 +50,7 @@ class Workload:
 
 def steps(bench: Bench, processes: int) -> Figures:
     """So many processes whose every step is followed by the next."""
-    with bench.node("loop") as client:
+    with bench.node("Loop") as client:
         init_all(client, processes, GO)
         sleep(bench.warm_up)
         before = bench.progress()
@@ -65,7 +66,7 @@ def long_history(bench: Bench) -> Figures:
     lengths = (100, 10_000, bench.size(100_000, 20_000))
     rates: list[float] = []
     made = 0.0
-    with bench.node("loop") as client, bench.measuring() as measured:
+    with bench.node("Loop") as client, bench.measuring() as measured:
         for length in lengths:
             name = f"p{length}"
             client.put(ns=NS, id=name, process=Process(name, history=_history(length)))
@@ -89,7 +90,7 @@ def long_history(bench: Bench) -> Figures:
 
 
 def init(bench: Bench, clients: int) -> Figures:
-    with bench.node("plain") as client:
+    with bench.node("Plain") as client:
         return bench.measure(client, clients, _inits())
 
 
@@ -97,7 +98,7 @@ def call(bench: Bench, clients: int, processes: int) -> Figures:
     """Calls of processes at random."""
     if processes > 1:
         processes = bench.size(processes, 100)
-    with bench.node("plain") as client:
+    with bench.node("Plain") as client:
         init_all(client, processes)
         return bench.measure(
             client, clients, lambda verbs, random: verbs.call(ns=NS, id=f"p{random.randrange(processes)}")
@@ -107,7 +108,7 @@ def call(bench: Bench, clients: int, processes: int) -> Figures:
 def get(bench: Bench, clients: int, events: int) -> Figures:
     """Reads of processes at random, from the database."""
     processes = bench.size(1000, 50)
-    with bench.node("plain") as client:
+    with bench.node("Plain") as client:
         if not bench.rows("select from {processes} limit 1"):
             process = Process("", history=_history(events))
             _all(client.future.put(ns=NS, id=f"p{n}", process=process) for n in range(processes))
@@ -122,7 +123,7 @@ def get(bench: Bench, clients: int, events: int) -> Figures:
 def timers(bench: Bench, due: int) -> Figures:
     """So many timers in one second, while 50 clients do something else. The latencies are how late they were."""
     due = bench.size(due, due // 10)
-    with bench.node("plain") as client:
+    with bench.node("Plain") as client:
         wait_until = _set_timers(client, due)
         with Load(client, 50, _inits()) as load:
             sleep(max(0.0, wait_until - monotonic()))
@@ -200,7 +201,7 @@ def _workloads() -> Iterator[Workload]:
     yield Workload("long-history", long_history)
     yield Workload("idle", idle.idle, keeps_database=True)
     yield Workload("processes", nodes.processes)
-    yield Workload("soak", soak.soak, by_default=False)
+    yield Workload("soak", soak.soak, is_long=True)
 
 
 WORKLOADS: Mapping[str, Workload] = {workload.name: workload for workload in _workloads()}
@@ -209,7 +210,7 @@ WORKLOADS: Mapping[str, Workload] = {workload.name: workload for workload in _wo
 def chosen(only: Sequence[str]) -> Sequence[Workload]:
     """Those of the names and groups, or the ones that are run by default. Raises LookupError for one that is none."""
     if not only:
-        return [workload for workload in WORKLOADS.values() if workload.by_default]
+        return [workload for workload in WORKLOADS.values() if not workload.is_long]
     groups = {workload.group for workload in WORKLOADS.values()}
     unknown = [name for name in only if name not in WORKLOADS and name not in groups]
     if unknown:

@@ -1,10 +1,10 @@
 """Nodes as processes of their own, to be killed, frozen and asked; and one in the test that lives on.
 
-    with Cluster(directory, database) as cluster:
-        victim, live = cluster.start("victim"), cluster.live()
-        cluster.hold("victim", "p", "call")
-        ...
-        victim.kill()
+with Cluster(directory, database) as cluster:
+    victim, live = cluster.start("victim"), cluster.live()
+    cluster.hold("victim", "p", "call")
+    ...
+    victim.kill()
 """
 
 from __future__ import annotations
@@ -298,7 +298,9 @@ class Cluster:
         config, control = self.directory / f"{name}.toml", self.directory / f"{name}.sock"
         config.write_text(toml(self.config(name, conninfo)))
         module = [sys.executable, "-W", "error", "-m", "tests.chaos.controlled_node"]
-        node = NodeProcess(name, [*module, str(control), "--config", str(config)], self.directory / f"{name}.log", control)
+        node = NodeProcess(
+            name, [*module, str(control), "--config", str(config)], self.directory / f"{name}.log", control
+        )
         node.start()
         self.nodes[name] = node
         return node

@@ -138,7 +138,9 @@ def test_a_database_that_stalls_beyond_the_leases_kills_nobody(postgres_bin: str
             for node in nodes:
                 cluster.hold(node.name, node.name, "call")
                 calls.append(cluster.background(node.client.call, ns=NS, id=node.name, args=order(say="x")))
-                eventually(lambda n=node.name: len(query(connection, NS, "select 1 from {running} where process_id = %s", n)))  # type: ignore[misc]
+                eventually(
+                    lambda n=node.name: len(query(connection, NS, "select 1 from {running} where process_id = %s", n))
+                )  # type: ignore[misc]
             _let_time_pass(connection, 1.2 * LEASE)
             with frozen_server(server.pid):
                 _let_time_pass(None, 1.5 * LEASE)

@@ -17,7 +17,19 @@ from progressor import Node
 from progressor.errors import ProcessAlreadyExists, ProcessInError, ProcessorError, ProgressorError
 from progressor.storage.embedded import EmbeddedPostgres
 from tests import invariants
-from tests.chaos.cluster import AGAIN, NS, SINGLE, TAKEOVER, Cluster, Connection, NodeProcess, order, query, said, status
+from tests.chaos.cluster import (
+    AGAIN,
+    NS,
+    SINGLE,
+    TAKEOVER,
+    Cluster,
+    Connection,
+    NodeProcess,
+    order,
+    query,
+    said,
+    status,
+)
 from tests.conftest import fresh_database
 from tests.eventually import eventually
 

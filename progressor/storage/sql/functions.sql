@@ -435,7 +435,8 @@ begin
                                 last_retry_interval, attempts_count, context)
           select coalesce(i.id, i.task), i.pid, i.type::task_type,
             case when n.ord is null or i.type = 'notify' then 'waiting' else 'blocked' end::task_status,
-            i.due, i.args, case when i.id is null then r.metadata end, i.wait, i.attempts, i.context
+            i.due, i.args, case when i.id is null then r.metadata end, case when i.id is null then i.wait else 0 end,
+            case when i.id is null then i.attempts else 0 end, i.context
           from unnest(v_new, a_pid, a_task, a_outcome, a_timer, a_type, a_at, a_args, a_context, a_attempts, a_interval)
             with ordinality as i(id, pid, task, outcome, timer, type, due, args, context, attempts, wait, ord)
           join {running} r on r.process_id = i.pid
