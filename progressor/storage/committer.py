@@ -134,7 +134,7 @@ class Committer:
     def __init__(self, conninfo: Mapping[str, Any]) -> None:
         self._conninfo = dict(conninfo)
         self._connection: Connection | None = None
-        self._name = ""
+        self._session: tuple[int, str] | None = None
         self._lost_session: tuple[int, str] | None = None
         self.in_doubt = False
 
@@ -160,10 +160,10 @@ class Committer:
         if self._connection is not None and not self._connection.closed:
             return self._connection
         if self._connection is not None:
-            self._lost_session = (self._connection.info.backend_pid, self._name)
+            self._lost_session = self._session
             self._connection = None
-        self._name = f"progressor writer {uuid4().hex}"
-        connection = psycopg.connect(**{**_PATIENCE, **self._conninfo, "application_name": self._name}, autocommit=True)
+        name = f"progressor writer {uuid4().hex}"
+        connection = psycopg.connect(**{**_PATIENCE, **self._conninfo, "application_name": name}, autocommit=True)
         if self._lost_session is not None:
             _end_session(connection, *self._lost_session)
             self._lost_session = None
@@ -171,6 +171,7 @@ class Committer:
         for setting, value in _PLANNING.items():
             connection.execute("select set_config(%s, %s, false)", [setting, value])
         self._connection = connection
+        self._session = (connection.info.backend_pid, name)  # libpq forgets the pid of a lost connection
         return connection
 
 
@@ -292,7 +293,7 @@ def _prepared(
     cursor: Cursor, requests: Sequence[Request], epoch: int, ended: list[Ended]
 ) -> list[Refused | Answered | Accepted]:
     found: list[Refused | Answered | Accepted] = []
-    for row in rows(cursor):
+    for row in sorted(rows(cursor), key=lambda row: row.ord):
         if row.fate == "gone":
             ended.append(Ended(row.task_id, _GONE))
         else:

@@ -62,7 +62,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--show", type=Path, metavar="FILE", help="run nothing, show an earlier result")
     parser.add_argument("--postgres-bin", metavar="DIR",
                         default=os.environ.get("PROGRESSOR_POSTGRES_BIN") or None,
-                        help="the PostgreSQL to run on: a directory of binaries, `bundled` or `bundled:18`")  # fmt: skip
+                        help="its binaries: a directory, `bundled` or `bundled:18`")  # fmt: skip
     options = parser.parse_args(arguments)
     options.runs = options.runs or (1 if options.quick else 3)
     options.seconds = options.seconds or (2.0 if options.quick else 20.0)

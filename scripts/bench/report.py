@@ -33,8 +33,8 @@ COLUMNS: Mapping[str, str] = {
 
 LEGEND = """\
 x pgbench: ops/s / transactions a second of `pgbench -N -c 16 -j 2` just before. s/1k: CPU seconds for 1,000 operations;
-the engine's with its clients, which are threads of it. peak MB: memory of the engine's process. Latencies of the timers:
-how late they ran. long-history: at the longest history."""
+the engine's with its clients, which are threads of it. peak MB: memory of the engine's process. Latencies of timers: how
+late they ran. long-history: at the longest history."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,8 +110,8 @@ def get(bench: Bench, clients: int, events: int) -> Figures:
     processes = bench.size(1000, 50)
     with bench.node("Plain") as client:
         if not bench.rows("select from {processes} limit 1"):
-            process = Process("", history=_history(events))
-            _all(client.future.put(ns=NS, id=f"p{n}", process=process) for n in range(processes))
+            history = _history(events)
+            _all(_put(client, Process(f"p{n}", history=history)) for n in range(processes))
         return bench.measure(
             client, clients, lambda verbs, random: verbs.get(ns=NS, id=f"p{random.randrange(processes)}", cache=False)
         )
@@ -146,18 +146,18 @@ def _set_timers(client: LocalClient, due: int) -> float:
     started = monotonic()
     trial = min(PUTS, due)
     later = now() + timedelta(days=1)
-    _all(_put_timer(client, f"trial{n}", SetTimer(later)) for n in range(trial))
+    _all(_put(client, Process(f"trial{n}"), SetTimer(later)) for n in range(trial))
     ahead = 2.0 + 2 * due * (monotonic() - started) / trial
     begin, at = monotonic() + ahead, now() + timedelta(seconds=ahead)
-    _all(_put_timer(client, f"t{n}", SetTimer(at + timedelta(seconds=n / due))) for n in range(due))
+    _all(_put(client, Process(f"t{n}"), SetTimer(at + timedelta(seconds=n / due))) for n in range(due))
     _all(client.future.remove(ns=NS, id=f"trial{n}") for n in range(trial))
     if monotonic() > begin - 0.5:
         raise RuntimeError("the machine is too busy: the timers were due before all of them were set")
     return begin - 0.5
 
 
-def _put_timer(client: LocalClient, name: str, timer: SetTimer) -> Future[None]:
-    return client.future.put(ns=NS, id=name, process=Process(name), action=timer)
+def _put(client: LocalClient, process: Process, timer: SetTimer | None = None) -> Future[None]:
+    return client.future.put(ns=NS, id=process.process_id, process=process, action=timer)
 
 
 def _wait_for_timers(bench: Bench) -> None:

@@ -63,7 +63,7 @@ begin
   return o;
 end $$;
 
--- Accepts requests, in their order: checks each against its process and stores its task, running (fate `started`: the
+-- Accepts requests, those to one process in their order: checks each against its process and stores its task, running (fate `started`: the
 -- caller runs it under a_token) or waiting behind others (`queued`). A request whose idempotency key is known, or with
 -- p_again (the answer to a batch was lost, this is the same batch) its token, has no second effect: `answered` (finished), `joined` (in progress) or `conflict`. Refusals are fates that begin
 -- with `process`. A removed process leaves `removed` and one `gone` for each task that waited.
@@ -87,6 +87,7 @@ begin
   for item in
     select * from unnest(a_op, a_pid, a_args, a_context, a_key, a_metadata, a_token)
       with ordinality as i(op, pid, args, context, key, metadata, token, ord)
+    order by i.pid, i.ord  -- new processes cannot be locked before: two batches must make them in one order
   loop
     o := null;
     o.ord := item.ord;

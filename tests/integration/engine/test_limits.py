@@ -27,7 +27,6 @@ NAMES = [
     "$1 $$ $a$",
     "x'; drop table y; --",
     "NULL",
-    "new\nline\ttab",
 ]
 
 
@@ -131,7 +130,7 @@ LIFE = [
 ]
 
 
-@pytest.mark.parametrize("id", [*NAMES, "я" * 256, "p'; delete from \"a/b_processes\" where ''='", "%", "_", "\\"])
+@pytest.mark.parametrize("id", [*NAMES, "new\nline\ttab", "я" * 256, "p'; delete from \"a/b_processes\" where ''='", "%", "_", "\\"])
 def test_any_text_can_be_an_id(theatre: Theatre, id: str) -> None:
     bystander = theatre.play(does(b"untouched"))
     bystander.init()
