@@ -12,7 +12,7 @@ OTHER   := tests/integration/storage
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types layers unit integration acceptance chaos other-postgres test check \
-        dev demo compile dialyzer clean
+        bench dev demo compile dialyzer clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ test: setup ## All tests
 	@$(MAKE) --no-print-directory other-postgres
 
 check: lint types layers test ## All checks and all tests: what CI runs
+
+bench: setup ## Measure the speed: a table, build/bench.json; ARGS="--help" shows what else
+	$(BIN)/python scripts/bench $(ARGS)
 
 dev: setup ## Run a node with a PostgreSQL of its own
 	$(BIN)/progressor-node --dev $(ARGS)

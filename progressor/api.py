@@ -381,15 +381,14 @@ def get(
     wanted = checks.range_(range_)
     checks.event_id("at_least_event_id", at_least_event_id)
     deadline = monotonic() + _patience(namespace, timeout)
-    while True:
-        process = namespace.storage.get(ns, process_id, wanted, max(0.0, deadline - monotonic()))
+    while (left := deadline - monotonic()) > 0:
+        process = namespace.storage.get(ns, process_id, wanted, left)
         if process is None:
             raise ProcessNotFound
         if process.status != ProcessStatus.INIT:
             return process
-        if monotonic() >= deadline:
-            raise RequestTimeout("timeout: the init of the process has not ended")
         _await_init(engine, ns, process_id, min(INIT_POLL, deadline - monotonic()))
+    raise RequestTimeout("timeout: the init of the process has not ended")
 
 
 def _await_init(engine: Engine, ns: str, process_id: str, seconds: float) -> None:

@@ -141,6 +141,7 @@ class Node:
             return
         if drain:
             self._drain()
+        self._close_pools()  # else an actor that waits for a connection would hold up the stop
         self._root.stop(math.inf)
         self._root = None
         self._close()
@@ -349,6 +350,9 @@ class Node:
     def _close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._timer.close()
+        self._close_pools()
+
+    def _close_pools(self) -> None:
         for db in self._databases.values():
             for pool in db.pools.values():
                 pool.close()
@@ -364,20 +368,23 @@ class Node:
             self._ask(Role.WRITER, database, Settle())
         while monotonic() < deadline and any(self._held(ns) for ns in self._config.namespaces):
             Event().wait(DRAIN_POLL)
-        for ns in self._config.namespaces:
-            self._ask(Role.SCANNER, ns, Settle())
+        for ns in self._config.namespaces:  # it hands back what did not begin
+            self._ask(Role.SCANNER, ns, Settle(), max(HEALTH_PATIENCE, deadline - monotonic()))
 
-    def _held(self, ns: str) -> int:
+    def _held(self, ns: str) -> bool:
+        """Whether something is left; who is too busy to answer has something."""
         figures = self._ask(Role.SCHEDULER, ns, Load())
-        return figures.held if isinstance(figures, LoadFigures) else 0
+        if isinstance(figures, LoadFigures):
+            return figures.held > 0
+        return self._directory.find(Role.SCHEDULER, ns) is not None
 
-    def _ask(self, role: Role, owner: str, message: Any) -> object:
+    def _ask(self, role: Role, owner: str, message: Any, patience: float = HEALTH_PATIENCE) -> object:
         """The answer of whoever plays the role; None when nobody does, or not in time."""
         ref = self._directory.find(role, owner)
         if ref is None:
             return None
         try:
-            answer: object = ref.call(message, HEALTH_PATIENCE)
+            answer: object = ref.call(message, patience)
         except (ActorDead, CallTimeout):
             return None
         return answer

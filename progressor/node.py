@@ -22,7 +22,7 @@ from progressor import config as configuration
 from progressor.application import Node
 from progressor.errors import ConfigError, ProgressorError
 from progressor.fleet import Fleet
-from progressor.otp import start_root
+from progressor.otp import Ref, start_root
 from progressor.rpc.http import HttpServer
 from progressor.serving import (
     EXIT_FAILED,
@@ -90,11 +90,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     action.add_argument("--check-config", action="store_true", help="list every mistake, start nothing")
     action.add_argument("--migrate-only", action="store_true", help="bring the database up to date, then exit")
     parser.add_argument("--data", metavar="DIR", type=Path, help="with --dev: keep the database here")
-    parser.add_argument("--http", metavar="ADDRESS", default=DEV_HTTP, help=f"with --dev: default {DEV_HTTP}")
+    parser.add_argument("--http", metavar="ADDRESS", help=f"with --dev: default {DEV_HTTP}")
     parser.add_argument("--processes", metavar="N", type=_count, default=1, help="engine processes, default: 1")
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="info", help="default: info")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.dev and (options.data, options.http) != (None, None):
+        parser.error("--data and --http go with --dev")
+    return options
 
 
 def _count(text: str) -> int:
@@ -109,9 +112,14 @@ def _configuration(options: argparse.Namespace) -> Iterator[configuration.Config
     if not options.dev:
         yield configuration.load(options.config)
         return
-    with EmbeddedPostgres.start(options.data) as postgres:
+    with signals(dict.fromkeys(STOP_SIGNALS, _give_up)), EmbeddedPostgres.start(options.data) as postgres:
         logger.info("embedded PostgreSQL %d: %s", postgres.version, postgres.home)
-        yield configuration.load(dev_config(postgres, options.http))
+        yield configuration.load(dev_config(postgres, options.http or DEV_HTTP))
+
+
+def _give_up(_signum: int, _frame: FrameType | None) -> None:
+    """Before the node runs, and after: nothing of the embedded server may stay behind."""
+    sys.exit(EXIT_FAILED)
 
 
 def _run(options: argparse.Namespace, config: configuration.Config) -> int:
@@ -138,17 +146,22 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
     with signals({**handlers, signal.SIGUSR1: on_dump}):
         fleet.start()
         front = None
-        if config.listen.http is not None:
-            address = config.listen.http
-            front = start_root(
-                lambda: HttpServer(address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce_http), "http"
-            )
-        fleet.watch(stop, announce_ready)
-        logger.info("stopping")
-        fleet.stop()
-        if front is not None:
-            front.stop(math.inf)
+        try:
+            if config.listen.http is not None:
+                front = _front(fleet, config.listen.http)
+            fleet.watch(stop, announce_ready)
+        finally:
+            logger.info("stopping")
+            fleet.stop()
+            if front is not None:
+                front.stop(math.inf)
     return 0
+
+
+def _front(fleet: Fleet, address: tuple[str, int]) -> Ref:
+    return start_root(
+        lambda: HttpServer(address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce_http), "http"
+    )
 
 
 if __name__ == "__main__":

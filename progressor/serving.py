@@ -18,7 +18,9 @@ from types import FrameType
 from typing import Any, TextIO
 
 from progressor.application import Node
-from progressor.otp import actors
+from progressor.errors import ProgressorError
+from progressor.otp import ChildStartFailed, actors
+from progressor.rpc.http import url
 
 EXIT_FAILED = 1
 LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
@@ -32,20 +34,33 @@ def serve(
     on_started: Callable[[], object],
     stop_signals: Iterable[signal.Signals] = STOP_SIGNALS,
 ) -> int:
-    """Runs the node until a stop signal, or until it gives up; the exit status."""
+    """Runs the node until a stop signal, or until it gives up; the exit status. Raises as `Node.start` does."""
     stop = Event()
     handlers = {number: on_stop(stop, lambda: None) for number in stop_signals}
     with signals({**handlers, signal.SIGUSR1: _on_dump}):
-        node.start()
-        on_started()
+        _start(node)
         if node.http_address is not None:
             announce_http(node.http_address)
+        on_started()
         while not stop.is_set() and not node.wait_failed(0.2):
             pass
         failed = not stop.is_set()
         logger.info("stopping")
         node.stop()
     return EXIT_FAILED if failed else 0
+
+
+def _start(node: Node) -> None:
+    """Says what kept an actor from starting, when that was foreseen: a port in use, the database gone."""
+    try:
+        node.start()
+    except ChildStartFailed as error:
+        cause: BaseException | None = error
+        while isinstance(cause, ChildStartFailed):
+            cause = cause.__cause__
+        if isinstance(cause, ProgressorError):
+            raise cause from None
+        raise
 
 
 def on_stop(stop: Event, kill: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
@@ -67,7 +82,7 @@ def announce_ready() -> None:
 
 
 def announce_http(address: tuple[str, int]) -> None:
-    logger.info("http://%s:%d/metrics, /health, /ready", *address)
+    logger.info("%s/metrics, /health, /ready", url(address))
 
 
 @contextmanager

@@ -84,7 +84,8 @@ OWNED = """
 ONE_EVENT_A_TASK = """
     select t.process_id, t.task_id, t.task_type, count(e.event_id) from {tasks} t
     left join {events} e on e.process_id = t.process_id and e.task_id = t.task_id
-    where t.status = 'finished' and t.metadata ->> 'kind' is distinct from 'simple_repair' and t.process_id in (select process_id from {processes}) group by t.task_id
+    where t.status = 'finished' and t.metadata ->> 'kind' is distinct from 'simple_repair'
+      and t.process_id in (select process_id from {processes}) group by t.task_id
     having count(e.event_id) <> 1"""
 
 

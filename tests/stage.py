@@ -262,12 +262,11 @@ class Play:
     @property
     def rows(self) -> Mapping[str, int]:
         """In which tables there is something of this process, and how many rows."""
+        count = SQL("select count(*) from {} where process_id = %s")
+        ns = self.ns.replace("%", "%%")
         with psycopg.connect(**self.database.conninfo) as connection:
             found = {
-                table: connection.execute(
-                    SQL("select count(*) from {} where process_id = %s").format(Identifier(f"{self.ns}_{table}")),
-                    [self.id],
-                ).fetchone()
+                table: connection.execute(count.format(Identifier(f"{ns}_{table}")), [self.id]).fetchone()
                 for table in TABLES
             }
         return {table: row[0] for table, row in found.items() if row is not None and row[0]}

@@ -248,9 +248,14 @@ class Scheduler(Actor):
         )
 
     def _forget_all(self) -> None:
-        """Callers stay: whoever ends their tasks now, the database will tell."""
-        self._ready.take_all()
-        self._held.clear()
+        """Callers stay: whoever ends their tasks now, the database will tell. So does what began under the new epoch
+        before this was heard of."""
+        epoch = self._lease.epoch
+        self._held = {token: task for token, task in self._held.items() if task.owner == epoch}
+        for claimed in self._ready.take_all():
+            if claimed.task.owner == epoch:
+                self._ready.put(claimed)
+        self._dispatch()
 
     def _drain(self) -> None:
         self._draining = True

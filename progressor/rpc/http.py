@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import sys
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +14,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from progressor.errors import ProgressorError
 from progressor.model import Health
 from progressor.otp import Actor
 
@@ -19,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 IDLE_TIMEOUT = 10.0
+
+
+class CannotListen(ProgressorError):
+    """cannot listen on this address"""
 
 
 class HttpServer(Actor):
@@ -40,14 +47,17 @@ class HttpServer(Actor):
         self._announce = announce
 
     def init(self) -> None:
+        """Raises CannotListen."""
         pages: dict[str, Callable[[], tuple[HTTPStatus, str, bytes]]] = {
             "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE_LATEST, self._metrics()),
             "/health": self._health_page,
             "/ready": self._ready_page,
         }
         handler = type("Handler", (_Handler,), {"pages": pages})
-        self._server = ThreadingHTTPServer(self._address, handler)
-        self._server.daemon_threads = True
+        try:
+            self._server = _Server(self._address, handler)
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {url(self._address)}: {error.strerror}") from error
         self._thread = Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
         host, port = self._server.server_address[:2]
@@ -66,6 +76,27 @@ class HttpServer(Actor):
     def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
         ready = self._is_ready()
         return (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE), JSON, json.dumps({"ready": ready}).encode()
+
+
+def url(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is no event; anything else is a defect."""
+        if isinstance(sys.exc_info()[1], OSError):
+            logger.debug("%s went away", client_address)
+        else:
+            logger.exception("no answer to %s", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -23,6 +23,7 @@ from bench.workloads import WORKLOADS, Workload, chosen
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path("build/bench.json")
 FAILED = "failed"
+REFERENCE_SECONDS = 5.0
 PATIENCE = 900.0
 """Seconds beyond what is measured that a run may take."""
 
@@ -55,7 +56,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="that each run measures; default: 20")
     parser.add_argument("--quick", action="store_true", help="one short run with small sizes: does it work?")
     parser.add_argument("--soak-minutes", type=float, default=10, metavar="N", help="of the workload soak; default: 10")
-    parser.add_argument("--profile", action="store_true", help="show where the time of the last run goes")
+    parser.add_argument(
+        "--profile", action="store_true", help="show where the time of the last run goes; it costs some"
+    )
     parser.add_argument("--json", type=Path, default=RESULT, metavar="FILE", help=f"the result; default: {RESULT}")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables for docs/performance.md")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="show the ratios to an earlier result")
@@ -93,12 +96,18 @@ def _measure(workloads: Sequence[Workload], options: argparse.Namespace) -> dict
         return {
             "machine": _machine(server),
             "options": {"runs": options.runs, "seconds": options.seconds, "quick": options.quick},
-            "rows": [_row(server, workload, options) for workload in workloads],
+            "rows": list(_rows(server, workloads, options)),
         }
 
 
-def _row(server: BenchServer, workload: Workload, options: argparse.Namespace) -> report.Row:
-    reference = server.reference(1 if options.quick else 5)
+def _rows(server: BenchServer, workloads: Sequence[Workload], options: argparse.Namespace) -> Iterator[report.Row]:
+    """Each beside a reference of the same minutes; a quick run has one for all."""
+    reference = server.reference(1) if options.quick else None
+    for workload in workloads:
+        yield _row(server, workload, reference or server.reference(REFERENCE_SECONDS), options)
+
+
+def _row(server: BenchServer, workload: Workload, reference: float, options: argparse.Namespace) -> report.Row:
     _say(f"{workload.name}: pgbench {reference:,.0f}/s")
     answers = list(_answers(server, workload, options))
     _say("\n")

@@ -24,7 +24,7 @@ _FILL = (
 def idle(bench: Bench) -> Figures:
     """Transactions stand for queries: a node that has nothing to do sends one in each."""
     migrate(bench.job.conninfo, [NS])
-    if not bench.rows("select from {processes} limit 1"):
+    if not bench.rows("select 1 from {processes} limit 1"):
         _fill(bench, bench.size(1_000_000, 10_000))
     with bench.node("Plain"):
         sleep(2 * bench.warm_up)

@@ -24,7 +24,7 @@ from bench.stepping import steps_between
 PROCESSES, PORTIONS, PAUSE = 200, 40, 0.2
 SCAN = 1.0
 PATIENCE = 30.0
-_ALIVE = "select from progressor_nodes where expires_at > now()"
+_ALIVE = "select 1 from progressor_nodes where expires_at > now()"
 _PUT = """
 with process as (
   insert into {processes} (process_id, status, previous_status)

@@ -32,9 +32,9 @@ COLUMNS: Mapping[str, str] = {
 """The figures of the main table and their headings; the others are listed below it."""
 
 LEGEND = """\
-x pgbench: ops/s / transactions a second of `pgbench -N -c 16 -j 2` just before. s/1k: CPU seconds for 1,000 operations;
-the engine's with its clients, which are threads of it. peak MB: memory of the engine's process. Latencies of timers: how
-late they ran. long-history: at the longest history."""
+x pgbench: ops/s / transactions a second of `pgbench -N -c 16 -j 2` just before. s/1k: CPU seconds for 1,000
+operations; the engine's with its clients, which are threads of it. peak MB: memory of the engine's process.
+Latencies of timers: how late they ran. long-history: at the longest history."""
 
 
 @dataclass(frozen=True, slots=True)

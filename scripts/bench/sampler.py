@@ -1,9 +1,10 @@
-"""Where the CPU time of this process goes: by the role of its threads, and by function.
+"""Where the time of this process goes: CPU by the role of its threads, and what they are doing when one looks.
 
-Every few milliseconds each thread's own CPU clock is read, and what it has used since the last look is booked on the
-function where it is now. Threads that wait cost nothing, those that wait for the GIL neither. How much a role uses is
-exact. The functions are a guess: the sampler needs the GIL itself, so it finds the others where they gave it up, which
-favours what does I/O or takes locks.
+CPU is read from the clocks of the threads, and exact. What they are doing is sampled every few milliseconds, and a
+guess: the sampler cannot see who holds the GIL, so a thread that runs, one that waits for the GIL and one that waits
+inside a call of C look the same. It makes threads give the GIL away sooner than usual, else it would find each of them
+where it did so by itself; that changes the figures of a profiled run. Samples of threads that plainly wait for
+work are left out, but in the last tables, which show the two threads that everything goes through.
 """
 
 from __future__ import annotations
@@ -13,30 +14,39 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Self
 
-INTERVAL = 0.01
+INTERVAL = 0.005
+SWITCH_INTERVAL = 0.0001
 SHOWN = 12
-_OURS = ("progressor", "bench")
+SINGLE = ("writer", "scheduler")
+OURS = ("progressor", "bench")
+WAITS = {
+    "threading:Condition.wait",
+    "psycopg.connection:Connection.wait",
+    "progressor.otp.actor:Actor.__receive",
+    "concurrent.futures.thread:_worker",
+}
 
 
 class Sampler:
     """Samples while its block runs."""
 
     def __init__(self, backends: Counter[str]) -> None:
-        """`backends`: what the server's processes have used so far."""
+        """`backends`: microseconds that the server's processes have used so far."""
+        self._backends = backends
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._clocks: dict[int, float] = {}
-        self._roles: Counter[str] = Counter()
-        self._functions: Counter[str] = Counter()
-        self._inclusive: Counter[str] = Counter()
-        self._backends = backends
+        self._roles = {thread.ident or 0: _role(thread) for thread in _others()}
+        self._busy: Counter[str] = Counter()
+        self._all: Mapping[str, Counter[str]] = {role: Counter() for role in SINGLE}
 
     def __enter__(self) -> Self:
+        self._clocks = _clocks()
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._thread.start()
         return self
 
@@ -45,68 +55,70 @@ class Sampler:
     ) -> None:
         self._stopped.set()
         self._thread.join()
+        sys.setswitchinterval(self._switch_interval)
+        clocks = _clocks()
+        clocks.subtract(self._clocks)
+        self._clocks = clocks
 
     def report(self, backends: Counter[str]) -> Sequence[str]:
+        """`backends` as before, now."""
         backends.subtract(self._backends)
         return [
-            *_shares("CPU by role of the thread", self._roles),
-            *_shares("by function (its own time; a guess, see sampler.py)", self._functions),
-            *_shares("by function of Progressor (with what it calls)", self._inclusive),
-            *_shares("PostgreSQL, by process", backends),
+            *_shares("CPU by role of the thread", self._clocks),
+            *_shares("CPU of PostgreSQL by process", backends),
+            *_shares("samples of threads that are at work", self._busy),
+            *(line for role in SINGLE for line in _shares(f"all samples of the {role}", self._all[role])),
         ]
 
     def _run(self) -> None:
-        self._sample(book=False)
         while not self._stopped.wait(INTERVAL):
-            self._sample(book=True)
+            for ident, frame in sys._current_frames().items():  # noqa: SLF001 - the documented way to the stacks
+                role = self._roles.get(ident)
+                if role is not None:
+                    self._look(role, frame)
 
-    def _sample(self, *, book: bool) -> None:
-        frames = sys._current_frames()  # noqa: SLF001 - the documented way to other threads' stacks
-        for thread in threading.enumerate():
-            used = self._used(thread)
-            frame = frames.get(thread.ident or 0)
-            if book and used > 0 and frame is not None:
-                self._book(thread.name, frame, used)
+    def _look(self, role: str, frame: FrameType) -> None:
+        leaf = _place(frame)
+        if leaf not in WAITS:
+            self._busy[f"{role}: {_ours(frame, leaf)}"] += 1
+        if role in self._all:
+            self._all[role][_ours(frame, leaf)] += 1
 
-    def _used(self, thread: threading.Thread) -> float:
-        """Seconds since the last look."""
-        if thread.native_id is None:
-            return 0.0
+
+def _others() -> Sequence[threading.Thread]:
+    """All but the one that measures, and waits."""
+    return [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+
+
+def _clocks() -> Counter[str]:
+    """Microseconds of CPU that the threads have used, by role.
+
+    The number of a thread's clock is made of its kernel id as clock_getcpuclockid(3) does it: unlike the way over
+    pthread_getcpuclockid this is safe when the thread has just ended.
+    """
+    found: Counter[str] = Counter()
+    for thread in _others():
         try:
-            # The clock of a thread, by its kernel id: clock_getcpuclockid(3) makes the same number. Unlike
-            # pthread_getcpuclockid it is safe when the thread has just ended.
-            now = time.clock_gettime((~thread.native_id << 3) | 6)
+            found[_role(thread)] += round(1e6 * time.clock_gettime((~(thread.native_id or 0) << 3) | 6))
         except OSError:
-            return 0.0
-        before = self._clocks.get(thread.native_id, now)
-        self._clocks[thread.native_id] = now
-        return now - before
-
-    def _book(self, name: str, frame: FrameType, used: float) -> None:
-        role = re.sub(r"[ _-]?\d+$", "", name)
-        microseconds = round(used * 1e6)
-        self._roles[role] += microseconds
-        self._functions[f"{role}: {_place(frame)}"] += microseconds
-        for place in {_place(each) for each in _stack(frame) if _module(each).partition(".")[0] in _OURS}:
-            self._inclusive[f"{role}: {place}"] += microseconds
+            continue
+    return found
 
 
-def _stack(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def _role(thread: threading.Thread) -> str:
+    return re.sub(r"[ _-]?\d+$", "", thread.name)
 
 
-def _module(frame: FrameType) -> str:
-    name: str = frame.f_globals.get("__name__", "?")
-    return name
+def _ours(frame: FrameType, leaf: str) -> str:
+    """The innermost function of ours, and where it is now."""
+    inner: FrameType | None = frame
+    while inner is not None and inner.f_globals.get("__name__", "").partition(".")[0] not in OURS:
+        inner = inner.f_back
+    return leaf if inner is None or inner is frame else f"{_place(inner)} > {leaf}"
 
 
 def _place(frame: FrameType) -> str:
-    code = frame.f_code
-    module = _module(frame)
-    where = Path(code.co_filename).name if module == "__main__" else module
-    return f"{where}:{code.co_qualname}"
+    return f"{frame.f_globals.get('__name__', '?')}:{frame.f_code.co_qualname}"
 
 
 def _shares(title: str, used: Counter[str]) -> Iterator[str]:

@@ -5,7 +5,6 @@ A workload is a function of a Bench that answers figures. Its name is its group 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from bench import idle, nodes, soak
 from bench.job import NS, Bench
 from bench.load import Load, Verbs, latency_figures
 from bench.meter import Figures
-from bench.processors import GO, PAYLOAD_BYTES, STOP
+from bench.processors import GO, STOP, event
 from bench.stepping import init_all, steps_between
 from progressor import Event, LocalClient, Process, SetTimer, now
 
@@ -109,7 +108,7 @@ def get(bench: Bench, clients: int, events: int) -> Figures:
     """Reads of processes at random, from the database."""
     processes = bench.size(1000, 50)
     with bench.node("Plain") as client:
-        if not bench.rows("select from {processes} limit 1"):
+        if not bench.rows("select 1 from {processes} limit 1"):
             history = _history(events)
             _all(_put(client, Process(f"p{n}", history=history)) for n in range(processes))
         return bench.measure(
@@ -137,8 +136,8 @@ def timers(bench: Bench, due: int) -> Figures:
 
 _LATE = """select extract(epoch from running_time - scheduled_time) from {tasks}
 where task_type = 'timeout' and status = 'finished'"""
-_PENDING = """select from {schedule} where task_type = 'timeout' union all
-select from {running} where task_type = 'timeout' limit 1"""
+_PENDING = """select 1 from {schedule} where task_type = 'timeout' union all
+select 1 from {running} where task_type = 'timeout' limit 1"""
 
 
 def _set_timers(client: LocalClient, due: int) -> float:
@@ -176,7 +175,7 @@ def _inits() -> Callable[[Verbs, Random], object]:
 
 
 def _history(events: int) -> Sequence[Event]:
-    return [Event(os.urandom(PAYLOAD_BYTES)) for _ in range(events)]
+    return [event() for _ in range(events)]
 
 
 def _all(futures: Iterator[Future[None]]) -> None:

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from progressor import Node
+from tests.acceptance.nodes import as_toml, is_alive
 from tests.conftest import Database
 from tests.eventually import eventually
 
@@ -46,13 +47,6 @@ def config(database: Database) -> dict[str, Any]:
         },
         "listen": {"http": "127.0.0.1:0"},
     }
-
-
-def as_toml(table: dict[str, Any], path: str = "") -> str:
-    """Enough of TOML for this file: JSON writes strings, numbers and inline tables almost the same."""
-    plain = [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in table.items() if not isinstance(v, dict)]
-    nested = [as_toml(v, f"{path}.{json.dumps(k)}".strip(".")) for k, v in table.items() if isinstance(v, dict)]
-    return "\n".join(([f"[{path}]"] if path else []) + plain + nested)
 
 
 class Fleet:
@@ -155,11 +149,3 @@ def test_children_whose_parent_is_killed_stop_by_themselves(fleet: Fleet) -> Non
 def steps_of(metrics: str, process: str) -> float:
     pattern = rf'^progressor_task_processing_duration_ms_count{{.*process="{process}".*}} (\S+)$'
     return sum(float(value) for value in re.findall(pattern, metrics, re.MULTILINE))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return not Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].startswith(" Z")

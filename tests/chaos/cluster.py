@@ -38,6 +38,7 @@ from tests.chaos.proxy import Proxy
 from tests.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
+PROGRESSOR_NODE = (sys.executable, "-W", "error", "-m", "progressor.node")
 LEASE, HEARTBEAT = 2.0, 0.4
 TAKEOVER = LEASE + 3
 """Within this time another node has taken over what a dead node ran."""
@@ -175,7 +176,10 @@ class NodeProcess:
 
 
 class Cluster:
-    """Nodes on one database. `settings`: more keys of `[progressor]`; `defaults`: of `[progressor.defaults]`."""
+    """Nodes on one database. `settings`: more keys of `[progressor]`; `defaults`: of `[progressor.defaults]`.
+
+    The processes have a control socket and a client, unless they are `plain`: then they are `progressor-node` itself.
+    """
 
     def __init__(
         self,
@@ -183,8 +187,10 @@ class Cluster:
         *,
         settings: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
+        plain: bool = False,
     ) -> None:
         self.conninfo = dict(conninfo)
+        self._plain = plain
         self._settings = {
             "lease_timeout": LEASE,
             "heartbeat_interval": HEARTBEAT,
@@ -297,10 +303,9 @@ class Cluster:
     def _launch(self, name: str, conninfo: Mapping[str, Any]) -> NodeProcess:
         config, control = self.directory / f"{name}.toml", self.directory / f"{name}.sock"
         config.write_text(toml(self.config(name, conninfo)))
-        module = [sys.executable, "-W", "error", "-m", "tests.chaos.controlled_node"]
-        node = NodeProcess(
-            name, [*module, str(control), "--config", str(config)], self.directory / f"{name}.log", control
-        )
+        controlled = [sys.executable, "-W", "error", "-m", "tests.chaos.controlled_node", str(control)]
+        command = [*(PROGRESSOR_NODE if self._plain else controlled), "--config", str(config)]
+        node = NodeProcess(name, command, self.directory / f"{name}.log", control)
         node.start()
         self.nodes[name] = node
         return node

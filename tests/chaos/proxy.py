@@ -155,11 +155,13 @@ class _Link:
     def _serve(self) -> None:
         try:
             self._client.settimeout(None)
+            self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             packet = self._startup()
             if not packet or self._proxy.is_refused(self.name):
                 return
             self._proxy.wait_while_frozen(self.name, Way.UP)
             self._server = socket.create_connection(self._address)
+            self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._server.sendall(packet)
             down = Thread(target=self._pump_down, args=(self._server,), daemon=True)
             self._threads.append(down)

@@ -16,7 +16,7 @@ from tests.eventually import eventually
 
 NAMESPACES = {
     "a/b": {},
-    "impatient": {"process_step_timeout": 0.5},
+    "impatient": {"process_step_timeout": 0.5, "retry_policy": stage.FAST_RETRIES | {"max_attempts": 5}},
     "picky": {"retry_policy": stage.FAST_RETRIES | {"max_attempts": 5, "non_retryable_errors": ["enough", "Declined"]}},
 }
 

@@ -88,6 +88,7 @@ def test_postponed_call(theatre: Theatre, gate: Gate) -> None:
     gate.open()
     assert call.result() == b"yes"
     assert play.payloads == [b"init", b"timer", b"call"]
+    assert play.types == ["init", "timeout", "call"]
     assert play.tasks == ["init finished", "timeout finished", "call finished"]
 
 

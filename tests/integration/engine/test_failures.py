@@ -301,6 +301,24 @@ def test_a_hanging_step_without_a_caller_is_retried(theatre: Theatre, gate: Gate
     assert play.tasks == ["init finished", f"{verb} finished"]
 
 
+def test_a_late_result_does_not_pass_for_that_of_the_next_attempt(theatre: Theatre, gate: Gate) -> None:
+    """The same task on the same node: only the run token tells the attempts apart."""
+    in_time = does(b"in time")
+    with Gate() as second:
+        play = theatre.play(
+            does(), gate.holds(does(b"late", aux_state=b"late")), second.holds(in_time), *3 * [in_time], ns="impatient"
+        )
+        play.init()
+        play.notify()
+        second.wait_entered()
+        with counts_late_results(theatre, gate):
+            pass
+        second.open()
+        play.becomes(b"in time")
+    assert play.get().aux_state is None
+    assert play.tasks == ["init finished", "notify finished"]
+
+
 def test_an_init_that_hangs(theatre: Theatre, gate: Gate) -> None:
     play = theatre.play(gate.holds(does(b"late")), does(b"repair"), ns="impatient")
     with counts_late_results(theatre, gate):

@@ -130,7 +130,9 @@ LIFE = [
 ]
 
 
-@pytest.mark.parametrize("id", [*NAMES, "new\nline\ttab", "я" * 256, "p'; delete from \"a/b_processes\" where ''='", "%", "_", "\\"])
+@pytest.mark.parametrize(
+    "id", [*NAMES, "new\nline\ttab", "я" * 256, "p'; delete from \"a/b_processes\" where ''='", "%", "_", "\\"]
+)
 def test_any_text_can_be_an_id(theatre: Theatre, id: str) -> None:
     bystander = theatre.play(does(b"untouched"))
     bystander.init()

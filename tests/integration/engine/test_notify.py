@@ -147,6 +147,7 @@ def test_the_timer_is_blocked_while_a_notification_runs(theatre: Theatre, gate: 
     assert play.tasks == ["init finished", "timeout blocked", "notify running"]
     gate.open()
     play.becomes(b"news", b"timer")
+    assert play.types == ["init", "notify", "timeout"]
 
 
 def test_a_notification_can_set_a_timer(theatre: Theatre) -> None:

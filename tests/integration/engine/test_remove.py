@@ -186,6 +186,7 @@ def test_a_timer_to_remove_that_comes_due_during_a_call_removes_after_it(theatre
     gate.open()
     assert call.result() == b"done"
     eventually(lambda: not play.rows)
+    assert play.types == ["init", "call"]
 
 
 def test_a_call_before_a_timer_to_remove_can_replace_it(theatre: Theatre) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,64 @@ LOOPING = 500
 TIMERS = 2000
 CLIENTS = 200
 PUNCTUALITY = 1.0
-"""Seconds that a timer may be late (issue 2)."""
+"""Seconds that a timer may be late (issue 2), on a machine that does nothing else."""
+
+
+class Punctual:
+    """Processes `t...` set a timer to the instant in their arguments, and note when it fires; others just begin."""
+
+    def __init__(self) -> None:
+        self.lateness: dict[str, float] = {}
+
+    def __call__(self, request: StepRequest, context: bytes) -> Intent:
+        if request.task_type is TaskType.TIMEOUT:
+            at = datetime.fromisoformat(context.decode())
+            self.lateness[request.process.process_id] = (now() - at).total_seconds()
+        elif request.args == b"timer":
+            return Intent(action=SetTimer(datetime.fromisoformat(context.decode())))
+        return Intent()
+
+
+def test_timers_are_punctual_while_clients_init_processes(database: Database) -> None:
+    """2,000 timers due in the same second, 200 clients: none is late by more than a second.
+
+    Longer only when others keep the machine busy: more processes want to run than there are cores, before it begins.
+    """
+    allowed = PUNCTUALITY * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    punctual = Punctual()
+    with stage.node(database, {"a/b": punctual}, defaults={"worker_pool_size": 200}) as node:
+        init = partial(node.client.future.init, ns="a/b", args=b"timer")
+        first = now() + seconds(6)
+        instants = [first + seconds(n / TIMERS) for n in range(TIMERS)]
+        for answer in [
+            init(id=f"t{n}", context=at.isoformat().encode(), timeout=PATIENCE) for n, at in enumerate(instants)
+        ]:
+            answer.result()
+        assert now() < first, "this machine is too slow to set the timers in time"
+        numbers, fired = count(), threading.Event()
+
+        def client() -> int:
+            done = 0
+            while not fired.is_set():
+                node.client.init(ns="a/b", id=f"c{next(numbers)}")
+                done += 1
+            return done
+
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            clients = [threads.submit(client) for _ in range(CLIENTS)]
+            try:
+                eventually(lambda: len(punctual.lateness) == TIMERS, timeout=PATIENCE)
+            finally:
+                fired.set()
+            assert all(c.result() for c in clients)
+    with psycopg.connect(**database.conninfo) as connection:
+        ((timers, latest),) = connection.execute(
+            "select count(*), max(extract(epoch from running_time - scheduled_time))"
+            " from \"a/b_tasks\" where task_type = 'timeout' and status = 'finished'"
+        ).fetchall()
+    assert timers == TIMERS
+    assert latest < allowed
+    assert max(punctual.lateness.values()) < allowed
 
 
 class Loops:
@@ -79,56 +137,3 @@ def test_a_new_process_is_served_among_those_that_loop(looping: Node, loops: Loo
     looping.client.init(ns="a/b", id="new")
     assert looping.client.call(ns="a/b", id="new") == b"here"
     looping.client.remove(ns="a/b", id="new")
-
-
-class Punctual:
-    """Processes `t...` set a timer to the instant in their arguments, and note when it fires; others just begin."""
-
-    def __init__(self) -> None:
-        self.lateness: dict[str, float] = {}
-
-    def __call__(self, request: StepRequest, context: bytes) -> Intent:
-        if request.task_type is TaskType.TIMEOUT:
-            at = datetime.fromisoformat(context.decode())
-            self.lateness[request.process.process_id] = (now() - at).total_seconds()
-        elif request.args == b"timer":
-            return Intent(action=SetTimer(datetime.fromisoformat(context.decode())))
-        return Intent()
-
-
-def test_timers_are_punctual_while_clients_init_processes(database: Database) -> None:
-    """2,000 timers due in the same second, 200 clients: none is late by more than a second."""
-    punctual = Punctual()
-    with stage.node(database, {"a/b": punctual}, defaults={"worker_pool_size": 200}) as node:
-        init = partial(node.client.future.init, ns="a/b", args=b"timer")
-        first = now() + seconds(6)
-        instants = [first + seconds(n / TIMERS) for n in range(TIMERS)]
-        for answer in [
-            init(id=f"t{n}", context=at.isoformat().encode(), timeout=PATIENCE) for n, at in enumerate(instants)
-        ]:
-            answer.result()
-        assert now() < first, "this machine is too slow to set the timers in time"
-        numbers, fired = count(), threading.Event()
-
-        def client() -> int:
-            done = 0
-            while not fired.is_set():
-                node.client.init(ns="a/b", id=f"c{next(numbers)}")
-                done += 1
-            return done
-
-        with ThreadPoolExecutor(CLIENTS) as threads:
-            clients = [threads.submit(client) for _ in range(CLIENTS)]
-            try:
-                eventually(lambda: len(punctual.lateness) == TIMERS, timeout=PATIENCE)
-            finally:
-                fired.set()
-            assert all(c.result() for c in clients)
-    with psycopg.connect(**database.conninfo) as connection:
-        ((timers, latest),) = connection.execute(
-            "select count(*), max(extract(epoch from running_time - scheduled_time))"
-            " from \"a/b_tasks\" where task_type = 'timeout' and status = 'finished'"
-        ).fetchall()
-    assert timers == TIMERS
-    assert latest < PUNCTUALITY
-    assert max(punctual.lateness.values()) < PUNCTUALITY

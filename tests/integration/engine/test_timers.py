@@ -66,6 +66,7 @@ def test_reschedule_after_call(theatre: Theatre, gate: Gate) -> None:
     gate.open()
     call.result()
     play.becomes(b"init", b"call", b"timer")
+    assert play.types == ["init", "call", "timeout"]
     assert play.tasks == ["init finished", "timeout finished", "call finished"]
 
 
@@ -75,6 +76,7 @@ def test_a_timer_that_a_call_blocked_fires_later_at_its_time(theatre: Theatre) -
     play.call()
     assert play.tasks == ["init finished", "timeout waiting", "call finished"]
     play.becomes(b"call", b"timer")
+    assert play.types == ["init", "call", "timeout"]
     timer = play.trace()[1]
     assert timer.running is not None
     assert timer.running >= timer.scheduled
@@ -113,6 +115,7 @@ def test_a_timer_waits_until_the_queue_of_calls_is_empty(theatre: Theatre, gate:
     for call in calls:
         call.result()
     play.becomes(b"first", b"second", b"third", b"timer")
+    assert play.types == ["init", "call", "call", "notify", "timeout"]
 
 
 def test_a_call_that_waits_goes_before_a_timer_set_to_now(theatre: Theatre, gate: Gate) -> None:
@@ -124,6 +127,7 @@ def test_a_call_that_waits_goes_before_a_timer_set_to_now(theatre: Theatre, gate
     for call in calls:
         call.result()
     play.becomes(b"first", b"second", b"timer")
+    assert play.types == ["init", "call", "call", "timeout"]
 
 
 def test_a_step_of_a_timer_can_unset_and_set_timers(theatre: Theatre) -> None:
@@ -132,6 +136,7 @@ def test_a_step_of_a_timer_can_unset_and_set_timers(theatre: Theatre) -> None:
     play.becomes(b"1")
     play.call()
     play.becomes(b"1", b"2", b"3")
+    assert play.types == ["init", "timeout", "call", "timeout"]
 
 
 def test_a_timer_to_remove_replaces_a_timer_and_is_replaced(theatre: Theatre) -> None:

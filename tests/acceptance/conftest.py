@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.acceptance.nodes import Gates, NodeProcess, Work, as_toml, config, started
+from tests.conftest import Database
+
+StartNode: TypeAlias = Callable[..., NodeProcess]
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that other users may enter, unlike pytest's tmp_path: root's server is another user's."""
+    path = Path(tempfile.mkdtemp(prefix="progressor-test-"))
+    path.chmod(0o777)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Gates:
+    return Gates(tmp_path)
+
+
+@pytest.fixture
+def work(database: Database) -> Work:
+    return Work(database.conninfo)
+
+
+@pytest.fixture
+def start_node(database: Database, gates: Gates, tmp_path: Path) -> Iterator[StartNode]:
+    """Starts a node on the database of the test; `settings` as those of `config`."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, conninfo: Mapping[str, Any] | None = None, **settings: Any) -> NodeProcess:
+            file = tmp_path / "sys.toml"
+            file.write_text(as_toml(config(conninfo or database.conninfo, gates.directory, **settings)))
+            node = stack.enter_context(started(tmp_path / "log", "--config", file, *arguments))
+            node.wait_ready()
+            return node
+
+        yield start
