@@ -368,8 +368,10 @@ class Node:
             self._ask(Role.WRITER, database, Settle())
         while monotonic() < deadline and any(self._held(ns) for ns in self._config.namespaces):
             Event().wait(DRAIN_POLL)
-        for ns in self._config.namespaces:  # it hands back what did not begin
-            self._ask(Role.SCANNER, ns, Settle(), max(HEALTH_PATIENCE, deadline - monotonic()))
+        for db in self._databases.values():
+            for ns in db.namespaces:  # it hands back what did not begin, if there is a database to take it
+                left = deadline - monotonic() if db.lease.is_valid else 0.0
+                self._ask(Role.SCANNER, ns, Settle(), max(HEALTH_PATIENCE, left))
 
     def _held(self, ns: str) -> bool:
         """Whether something is left; who is too busy to answer has something."""

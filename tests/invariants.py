@@ -1,7 +1,7 @@
 """What must be true of a namespace's tables, whatever happened before (docs/design.md, "Invariants").
 
     invariants.check(connection, "a/b")                   at any instant
-    invariants.check(connection, "a/b", quiescent=True)   when nothing runs and nothing is due any more
+    invariants.settle(connection, "a/b")                  when nothing runs and nothing is due any more; waits for it
 
 Each query finds the rows that break one rule. All look at one snapshot, so nodes may be at work meanwhile.
 """
@@ -15,6 +15,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from progressor.storage import sql
+from tests.eventually import eventually
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 
@@ -105,6 +106,12 @@ def check(
         rules["a step that succeeded left its one event"] = ONE_EVENT_A_TASK
     broken = violations(connection, ns, rules)
     assert not broken, "\n".join(f"{ns}: not so: {rule}: {found}" for rule, found in broken.items())
+
+
+def settle(connection: Connection, ns: str, timeout: float = 10, *, one_event_a_task: bool = False) -> None:
+    """Waits until nothing runs and nothing is due, then checks everything."""
+    eventually(lambda: is_quiescent(connection, ns), timeout)
+    check(connection, ns, quiescent=True, owned=True, one_event_a_task=one_event_a_task)
 
 
 def violations(connection: Connection, ns: str, rules: Mapping[str, str]) -> Mapping[str, list[Any]]:

@@ -2,18 +2,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 
-from tests.acceptance.nodes import Gates, NodeProcess, Work, as_toml, config, started
+from tests.acceptance.nodes import Gates, NodeProcess, StartNode, Work, as_toml, config, started
 from tests.conftest import Database
-
-StartNode: TypeAlias = Callable[..., NodeProcess]
-
 
 @pytest.fixture
 def open_dir() -> Iterator[Path]:

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -135,7 +135,7 @@ class NodeProcess:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "progressor-node: ready\n", self.errors
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
     def wait(self) -> int:
@@ -143,7 +143,7 @@ class NodeProcess:
         return self._process.wait(PATIENCE)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.signal(number)
+        self.send(number)
         return self.wait()
 
     def engine_processes(self) -> list[int]:
@@ -177,6 +177,9 @@ class NodeProcess:
         """The sum of the samples of this name."""
         samples = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", self.get("/metrics").body, re.MULTILINE)
         return sum(map(float, samples))
+
+
+StartNode: TypeAlias = Callable[..., NodeProcess]
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.acceptance.conftest import StartNode
-from tests.acceptance.nodes import NS, Gates, Work, as_toml, config, run
+from tests.acceptance.nodes import NS, Gates, StartNode, Work, as_toml, config, run
 from tests.conftest import Database
 from tests.eventually import eventually
 

@@ -1,149 +1,130 @@
-"""A running `progressor-node`: how it stops, what it tells, and what it does without its database."""
+"""What signals do to a node that works."""
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from progressor.storage.embedded import EmbeddedPostgres
-from tests import invariants
-from tests.chaos.cluster import LEASE, NS, SINGLE, Cluster, NodeProcess, order, query, said
-from tests.conftest import FAST_SETTINGS, Database
+from progressor import Node
+from tests.acceptance.nodes import Gates, NodeProcess, StartNode, Work, config, is_alive
+from tests.conftest import Database
 from tests.eventually import eventually
+
+ACTORS = {
+    "progressor": "Supervisor",
+    "database db": "Supervisor",
+    "lease": "LeaseKeeper",
+    "writer": "Writer",
+    "listener": "Listener",
+    "namespace acceptance/gate": "Supervisor",
+    "scheduler": "Scheduler",
+    "worker_pool": "WorkerPool",
+    "acceptance/gate worker": "Worker",
+    "scanner": "Scanner",
+    "zombie_collector": "ZombieCollector",
+    "http": "HttpServer",
+}
 
 
 @pytest.fixture
-def cluster(database: Database) -> Iterator[Cluster]:
-    with Cluster(database.conninfo, plain=True) as cluster:
-        yield cluster
+def busy(start_node: StartNode, work: Work, gates: Gates) -> NodeProcess:
+    """A node whose only worker is in a step of `held`, with three more tasks in its hands."""
+    node = start_node(node={"drain_timeout": 60})
+    return occupy(node, work, gates)
 
 
-def node_with_timers(cluster: Cluster, ns: str, *processes: str, delay: float = 0.0, loop: int = 0) -> NodeProcess:
-    """A node, and processes that another one has left behind with a timer that is due."""
-    maker = cluster.live("maker")
-    for process_id in processes:
-        cluster.hold("maker", process_id, "timeout")
-        parts = {"loop": 0, "until": loop} if loop else {"timer": 0.3}
-        maker.client.init(ns=ns, id=process_id, args=order(**{**parts, **({"loop": 0.3} if loop else {})}))
-    maker.stop()
-    (node,) = cluster.start("node")
+def occupy(node: NodeProcess, work: Work, gates: Gates) -> NodeProcess:
+    gates.hold("held")
+    work.add("held")
+    gates.await_step("held")
+    work.add("a", "b", "c")
+    eventually(lambda: work.running() == ["a", "b", "c", "held"])
     return node
 
 
-def test_sigterm_lets_what_runs_end_and_hands_back_the_rest(cluster: Cluster) -> None:
-    cluster.hold("node", "p0", "timeout")
-    for n in range(1, 6):
-        cluster.hold("node", f"p{n}", "timeout")
-    node = node_with_timers(cluster, SINGLE, *(f"p{n}" for n in range(6)))
-    connection = cluster.connect()
-    runs = "select process_id from {running}"
-    eventually(lambda: len(query(connection, SINGLE, runs)) == 6)
-    (working,) = eventually(lambda: [f"p{n}" for n in range(6) if cluster.began("node", f"p{n}", "timeout")])
-    node.signal(signal.SIGTERM)
-    eventually(lambda: query(connection, SINGLE, runs) == [(working,)])
-    eventually(lambda: node.get("/ready")[0] == 503)
-    assert node.is_alive
-    cluster.let_go("node", working, "timeout")
-    assert node.process.wait(20) == 0
-    assert said(connection, SINGLE, working) == [("init", ""), ("timeout", "")]
-    text = "select t.status::text, count(*) from {tasks} t where t.task_type = 'timeout' group by 1 order by 1"
-    assert query(connection, SINGLE, text) == [("waiting", 5), ("finished", 1)]
-    assert query(connection, SINGLE, "select count(*) from {schedule} where status = 'waiting'") == [(5,)]
-    assert query(connection, SINGLE, "select count(*) from {running}") == [(0,)]
-    assert connection.execute("select * from progressor_nodes").fetchall() == []
-    assert sum(cluster.began("node", f"p{n}", "timeout") for n in range(6)) == 1
-    invariants.check(connection, SINGLE, owned=True, one_event_a_task=True)
-    assert "Traceback" not in node.output
+def begin_to_drain(node: NodeProcess) -> None:
+    """The first SIGTERM, until it shows."""
+    node.send(signal.SIGTERM)
+    eventually(lambda: node.get("/ready").status == 503)
 
 
-@pytest.mark.parametrize("turn", range(3))
-def test_sigterm_under_load_leaves_nothing_running(cluster: Cluster, turn: int) -> None:
-    """Claims, completions and steps that go on at once are under way when it comes."""
-    node = node_with_timers(cluster, NS, *(f"p{n}" for n in range(60)), loop=10**6)
-    connection = cluster.connect()
-    query(connection, NS, 'update {processes} set metadata = \'{{"loop": 0.02, "until": 1000000}}\' returning 1')
-    count = "select count(*) from {events}"
-    eventually(lambda: query(connection, NS, count)[0][0] > 300 + 50 * turn, 20)
+def test_sigterm_hands_back_what_did_not_begin_and_lets_the_step_end(
+    busy: NodeProcess, work: Work, gates: Gates
+) -> None:
+    begin_to_drain(busy)
+    assert "the node is stopping" in busy.get("/health").body
+    eventually(lambda: work.waiting() == ["a", "b", "c"])
+    assert work.running() == ["held"]
+    assert work.done() == []
+    gates.open("held")
+    assert busy.wait() == 0
+    assert work.done() == ["held"]
+    assert work.running() == []
+    assert work.waiting() == ["a", "b", "c"]
+    assert work.statuses() == {"held": "finished", "a": "waiting", "b": "waiting", "c": "waiting"}
+    assert work.nodes() == 0
+    assert not re.search("Traceback|ERROR|WARNING", busy.errors)
+
+
+def test_what_was_handed_back_is_done_by_the_next_node(
+    busy: NodeProcess, start_node: StartNode, work: Work, gates: Gates
+) -> None:
+    begin_to_drain(busy)
+    gates.open("held")
+    assert busy.wait() == 0
+    node = start_node()
+    eventually(lambda: sorted(work.done()) == ["a", "b", "c", "held"])
+    assert node.stop(signal.SIGINT) == 0
+    assert work.nodes() == 0
+
+
+def test_a_step_that_hangs_is_given_up_after_the_drain_timeout(
+    start_node: StartNode, database: Database, work: Work, gates: Gates
+) -> None:
+    node = occupy(start_node(node={"drain_timeout": 0.5}), work, gates)
     assert node.stop() == 0
-    assert query(connection, NS, "select * from {running}") == []
-    assert query(connection, NS, "select count(*) from {schedule} where status = 'waiting'") == [(60,)]
-    assert query(connection, NS, "select max(attempts_count) from {schedule}") == [(0,)]
-    assert connection.execute("select * from progressor_nodes").fetchall() == []
-    invariants.check(connection, NS, one_event_a_task=True)
+    assert work.running() == ["held"]
+    assert work.waiting() == ["a", "b", "c"]
+    assert work.nodes() == 0
+    gates.remove("held")
+    with Node.from_config(config(database.conninfo, gates.directory)):
+        eventually(lambda: sorted(work.done()) == ["a", "b", "c", "held"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_stops_at_once(cluster: Cluster, number: signal.Signals) -> None:
-    cluster.hold("node", "hangs", "timeout")
-    node = node_with_timers(cluster, NS, "hangs")
-    cluster.await_step("node", "hangs", "timeout")
-    node.signal(number)
-    eventually(lambda: node.get("/ready")[0] == 503)
-    assert node.is_alive
-    node.signal(number)
-    assert node.process.wait(2) == 1
-    assert "stopped at once" in node.output
-    assert "Traceback" not in node.output
+def test_a_second_sigterm_stops_at_once(busy: NodeProcess, work: Work) -> None:
+    begin_to_drain(busy)
+    assert busy.stop() == 1
+    assert busy.errors.endswith("progressor-node: stopped at once\n")
+    assert "held" in work.running()
 
 
-def test_a_step_that_hangs_does_not_outlive_the_drain_timeout(database: Database) -> None:
-    with Cluster(database.conninfo, settings={"drain_timeout": 1}, plain=True) as cluster:
-        cluster.hold("node", "hangs", "timeout")
-        node = node_with_timers(cluster, NS, "hangs")
-        cluster.await_step("node", "hangs", "timeout")
-        assert node.stop(10) == 0
-        live, connection = cluster.live(), cluster.connect()
-        eventually(lambda: len(said(connection, NS, "hangs")) == 2)
-        assert live.client.call(ns=NS, id="hangs") == b":3"
+def test_sigusr1_shows_every_actor_and_the_node_lives_on(busy: NodeProcess, work: Work, gates: Gates) -> None:
+    busy.send(signal.SIGUSR1)
+    dump = r"^(.+) \((\w+)\), mailbox \d+\n((?:  .*\n)+)"
+    shown = eventually(lambda: actors if len(actors := re.findall(dump, busy.errors, re.MULTILINE)) >= len(ACTORS) else [])
+    assert {name: kind for name, kind, _ in shown} == ACTORS
+    assert all('  File "' in stack for _, _, stack in shown)
+    assert "gate.read_bytes()" in next(stack for name, _, stack in shown if name.endswith(" worker"))
+    gates.open("held")
+    eventually(lambda: sorted(work.done()) == ["a", "b", "c", "held"])
+    assert busy.stop() == 0
 
 
-def test_sigusr1_prints_every_actor(cluster: Cluster) -> None:
-    cluster.hold("node", "p", "timeout")
-    node = node_with_timers(cluster, NS, "p")
-    cluster.await_step("node", "p", "timeout")
-    node.signal(signal.SIGUSR1)
-    roles = ("LeaseKeeper", "Writer", "Listener", "Scheduler", "WorkerPool", "Worker", "Scanner", "ZombieCollector")
-    eventually(lambda: "tests/chaos/processors.py" in node.output and "ZombieCollector" in node.output)
-    found = re.findall(r"^(.+) \((\w+)\), mailbox \d+\n  File ", node.output, re.MULTILINE)
-    assert set(roles) | {"Supervisor", "HttpServer"} == {actor for _, actor in found}
-    assert "_pass_gate" in node.output, "the stack of the step that hangs"
-    cluster.let_go("node", "p", "timeout")
-    connection = cluster.connect()
-    eventually(lambda: len(said(connection, NS, "p")) == 2)
-    assert node.stop() == 0
+@pytest.fixture
+def fleet(start_node: StartNode) -> Iterator[NodeProcess]:
+    return start_node("--processes", "2", node={"drain_timeout": 60})
 
 
-def test_without_its_database_a_node_is_critical_until_it_is_back(postgres_bin: str | None) -> None:
-    with (
-        EmbeddedPostgres.start(bin_dir=postgres_bin, settings=FAST_SETTINGS) as server,
-        Cluster(server.conninfo, plain=True) as cluster,
-    ):
-        (node,) = cluster.start("node")
-        eventually(lambda: node.get("/health")[0] == 200)
-        server.stop()
-        status, body = eventually(lambda: found if (found := node.get("/health"))[0] == 503 else None, LEASE + 5)
-        answer = json.loads(body)
-        assert answer["status"] == "critical"
-        assert "database is away" in answer["details"][NS]["problems"][0]
-        assert node.get("/ready")[0] == 503
-        assert node.get("/metrics")[0] == 200
-        server.restart()
-        eventually(lambda: node.get("/health")[0] == 200, 15)
-        assert node.get("/ready")[0] == 200
-        assert node.stop() == 0
-
-
-def test_a_node_without_its_database_stops_when_it_is_told_to(postgres_bin: str | None) -> None:
-    with (
-        EmbeddedPostgres.start(bin_dir=postgres_bin, settings=FAST_SETTINGS) as server,
-        Cluster(server.conninfo, plain=True) as cluster,
-    ):
-        (node,) = cluster.start("node")
-        server.stop()
-        eventually(lambda: node.get("/health")[0] == 503, LEASE + 5)
-        assert node.stop(15) == 0
-        assert "Traceback" not in node.output
+def test_signals_to_a_parent_reach_its_engine_processes(fleet: NodeProcess, work: Work, gates: Gates) -> None:
+    gates.hold("held")
+    work.add("held")
+    gates.await_step("held")
+    fleet.send(signal.SIGUSR1)
+    eventually(lambda: len(re.findall(r"^scheduler \(Scheduler\), mailbox \d+$", fleet.errors, re.MULTILINE)) == 2)
+    begin_to_drain(fleet)
+    assert fleet.stop() == 1
+    assert not any(map(is_alive, fleet.engine_processes()))
+    assert work.running() == ["held"]

@@ -61,18 +61,22 @@ class Verbs:
         self._control = control
 
     def init(self, **arguments: Any) -> bytes | None:
-        return self._ask("init", arguments)
+        return self._response("init", arguments)
 
     def call(self, **arguments: Any) -> bytes | None:
-        return self._ask("call", arguments)
+        return self._response("call", arguments)
 
     def repair(self, **arguments: Any) -> bytes | None:
-        return self._ask("repair", arguments)
+        return self._response("repair", arguments)
 
     def notify(self, **arguments: Any) -> object:
         return self._ask("notify", arguments)
 
-    def _ask(self, verb: str, arguments: Mapping[str, Any]) -> Any:
+    def _response(self, verb: str, arguments: Mapping[str, Any]) -> bytes | None:
+        result = self._ask(verb, arguments)
+        return result.encode("latin-1") if isinstance(result, str) else None
+
+    def _ask(self, verb: str, arguments: Mapping[str, Any]) -> object:
         texts = {
             name: value.decode("latin-1") if isinstance(value, bytes) else value for name, value in arguments.items()
         }
@@ -86,8 +90,7 @@ class Verbs:
         answer = json.loads(line)
         if "error" in answer:
             raise _error(answer["error"], answer["text"])
-        result = answer["result"]
-        return result.encode("latin-1") if isinstance(result, str) else result
+        return answer["result"]
 
 
 def _error(name: str, text: str) -> Exception:

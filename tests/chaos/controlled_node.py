@@ -51,7 +51,7 @@ def main(control: str, *arguments: str) -> int:
             super().start()
             serve(self, Path(control))
 
-    progressor.node.Node = Controlled  # type: ignore[misc]
+    progressor.node.Node = Controlled  # type: ignore[attr-defined]
     return progressor.node.main(arguments)
 
 

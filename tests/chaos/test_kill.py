@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -81,7 +82,12 @@ def _kill(cluster: Cluster) -> Scene:
     for ns in (NS, AGAIN):
         verbs = live.client.future
         for kind, verb in (("init", verbs.init), ("call", verbs.call), ("repair", verbs.repair)):
-            arguments = {"ns": ns, "id": named(ns, kind), "args": order(say=kind), "idempotency_key": f"{kind} {ns}"}
+            arguments: dict[str, Any] = {
+                "ns": ns,
+                "id": named(ns, kind),
+                "args": order(say=kind),
+                "idempotency_key": f"{kind} {ns}",
+            }
             joined[ns, kind] = verb(**arguments)
     waiting = "select count(*) from {schedule} where task_type = 'call' and status = 'waiting'"
     eventually(lambda: all(query(connection, ns, waiting) == [(5,)] for ns in (NS, AGAIN)))
@@ -160,11 +166,15 @@ def test_a_task_without_a_caller_goes_on_by_itself_on_the_other_node(scene: Scen
 
 def test_a_loop_loses_nothing(scene: Scene) -> None:
     for ns in (NS, AGAIN):
-        process_id = named(ns, "loop")
-        eventually(lambda p=process_id, n=ns: len(said(scene.connection, n, p)) >= LOOP)  # type: ignore[misc]
-        events = said(scene.connection, ns, process_id)
+        events = eventually(partial(loop_of, scene, ns))
         assert events.count(("timeout", "")) == LOOP - 2
         assert events.count(("call", "behind")) == 1
+
+
+def loop_of(scene: Scene, ns: str) -> list[tuple[str, str]]:
+    """The events of the loop, when it is over."""
+    events = said(scene.connection, ns, named(ns, "loop"))
+    return events if len(events) >= LOOP else []
 
 
 @pytest.mark.parametrize("kind", ["init", "call"])
@@ -203,7 +213,12 @@ def test_a_task_with_a_caller_runs_again_where_the_namespace_says_so(scene: Scen
 
 @pytest.mark.parametrize("ns", [NS, AGAIN])
 def test_a_client_that_asks_once_more_gets_the_same_answer_and_no_second_effect(scene: Scene, ns: str) -> None:
-    arguments = {"ns": ns, "id": named(ns, "call"), "args": order(say="call"), "idempotency_key": f"call {ns}"}
+    arguments: dict[str, Any] = {
+        "ns": ns,
+        "id": named(ns, "call"),
+        "args": order(say="call"),
+        "idempotency_key": f"call {ns}",
+    }
     first, second = scene.joined[ns, "call"].exception(ANSWER_TIMEOUT), None
     try:
         assert scene.live.client.call(**arguments) == b"call:2"
@@ -223,8 +238,7 @@ def test_a_removal_is_done_by_the_other_node(scene: Scene) -> None:
 
 def test_in_the_end_nothing_is_left_undone(scene: Scene) -> None:
     for ns in (NS, AGAIN, SINGLE):
-        eventually(lambda ns=ns: invariants.is_quiescent(scene.connection, ns), 15)  # type: ignore[misc]
-        invariants.check(scene.connection, ns, quiescent=True, owned=True, one_event_a_task=True)
+        invariants.settle(scene.connection, ns, 15, one_event_a_task=True)
 
 
 def test_a_process_can_be_made_and_called_where_it_failed(scene: Scene) -> None:

@@ -69,8 +69,7 @@ class Stage:
 
     def check(self) -> None:
         assert self.proxy.lost.wait(5)
-        eventually(lambda: invariants.is_quiescent(self.connection, NS))
-        invariants.check(self.connection, NS, quiescent=True, owned=True, one_event_a_task=True)
+        invariants.settle(self.connection, NS, one_event_a_task=True)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -65,20 +66,19 @@ class Load:
             verb = client.init if n == 0 else client.call
             key = f"{name} {n}"
             arguments = {"ns": NS, "id": name, "args": order(say=key), "idempotency_key": key, "timeout": 3.0}
-            self.acknowledged[key] = until_acknowledged(lambda v=verb, a=arguments: v(**a), give_up.is_set)  # type: ignore[misc]
+            self.acknowledged[key] = until_acknowledged(partial(verb, **arguments), give_up.is_set)
 
 
 def check(cluster: Cluster, load: Load, nodes: list[NodeProcess]) -> None:
     connection = cluster.connect()
-    eventually(lambda: invariants.is_quiescent(connection, NS), 30)
-    invariants.check(connection, NS, quiescent=True, owned=True, one_event_a_task=True)
+    invariants.settle(connection, NS, 30, one_event_a_task=True)
     assert query(connection, NS, "select process_id, detail from {processes} where status <> 'running'") == []
     text = """
         select t.idempotency_key, e.event_id from {tasks} t join {events} e on e.process_id = t.process_id
           and e.task_id = t.task_id where t.idempotency_key is not null"""
     effects = query(connection, NS, text)
     assert len(effects) == len({key for key, _ in effects})
-    events = dict(effects)
+    events: dict[str, int] = dict(effects)
     for key, answer in load.acknowledged.items():
         assert key in events, f"{key} was acknowledged and is lost"
         assert answer is None or answer == f"{key}:{events[key]}".encode()

@@ -11,12 +11,12 @@ import os
 import random
 import time
 from concurrent.futures import Future
+from functools import partial
 from threading import Event
 from typing import Any
 
 from tests import invariants
 from tests.chaos.cluster import AGAIN, LEASE, NS, Cluster, NodeProcess, order, query, until_acknowledged
-from tests.eventually import eventually
 
 SECONDS = float(os.environ.get("PROGRESSOR_CHAOS_SECONDS", "30"))
 LOOPS, PROCESSES, CLIENTS = 6, 4, 6
@@ -40,9 +40,7 @@ class Clients:
             if self.over.is_set():
                 return
             key, process_id = f"{name} {n}", f"p{dice.randrange(PROCESSES)}"
-            self.answers[key] = until_acknowledged(
-                lambda k=key, p=process_id: self._ask(k, p, dice), self.give_up.is_set
-            )  # type: ignore[misc]
+            self.answers[key] = until_acknowledged(partial(self._ask, key, process_id, dice), self.give_up.is_set)
 
     def _ask(self, key: str, process_id: str, dice: random.Random) -> bytes | None:
         verbs = dice.choice(self._nodes).client
@@ -72,10 +70,10 @@ def test_random_chaos(cluster: Cluster) -> None:
     for work in clients.work:
         work.result(30)
     for n in range(LOOPS):  # a loop that has reached its goal ends
-        until_acknowledged(lambda n=n: live.client.call(ns=NS, id=f"loop{n}", args=order(until=0)), lambda: False)  # type: ignore[misc]
+        end = partial(live.client.call, ns=NS, id=f"loop{n}", args=order(until=0))
+        until_acknowledged(end, lambda: False)
     for ns in (NS, AGAIN):
-        eventually(lambda ns=ns: invariants.is_quiescent(connection, ns), 20)  # type: ignore[misc]
-        invariants.check(connection, ns, quiescent=True, owned=True, one_event_a_task=True)
+        invariants.settle(connection, ns, 20, one_event_a_task=True)
         assert query(connection, ns, "select process_id, detail from {processes} where status <> 'running'") == []
     text = """
         select t.idempotency_key, t.process_id, e.event_id from {tasks} t join {events} e

@@ -68,7 +68,7 @@ alter table {events}
 
 create index {tasks_process_idx} on {tasks} (process_id);
 create unique index {tasks_key_idx} on {tasks} (idempotency_key) where idempotency_key is not null;
-create index {schedule_process_idx} on {schedule} (process_id);
+create index {schedule_process_idx} on {schedule} (process_id, task_type, task_id);
 create index {schedule_timers_idx} on {schedule} (scheduled_time, task_id)
   where status = 'waiting' and task_type in ('timeout', 'remove');
 create index {schedule_calls_idx} on {schedule} (task_id)

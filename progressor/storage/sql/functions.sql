@@ -4,6 +4,10 @@
 -- Locks: a row of {processes} guards everything that belongs to the process. It is taken first, in the order of
 -- process_id; the rest needs no order of its own. {claim} and {takeover} skip what is locked and so never wait.
 --
+-- The planner knows nothing of what is in a schedule: it is empty when statistics are taken, and long when it matters. So
+-- its rows are found by the index on (process_id, task_type, task_id): `status::text` keeps the planner off the partial
+-- indexes, which belong to the scans, and `lateral ... offset 0` off other orders of joining.
+--
 -- Sizes: prepare handles item after item, since requests differ and a call may follow an init of the same batch.
 -- complete is the hot path, ten thousand a second, and works on whole sets: at most one item a process.
 
@@ -150,8 +154,8 @@ begin
 
       select exists (select from {running} where process_id = item.pid)
         or (item.op in ('call', 'notify', 'repair') and exists (
-          select from {schedule} where process_id = item.pid and status = 'waiting' and scheduled_time <= v_now
-            and (task_type = 'repair') = (item.op = 'repair') and task_type in ('call', 'notify', 'repair')))
+          select from {schedule} where process_id = item.pid and status::text = 'waiting' and scheduled_time <= v_now
+            and (task_type = 'repair') = (item.op = 'repair') and task_type::text in ('call', 'notify', 'repair')))
         into v_busy;
       broken := null;
       if item.op = 'simple_repair' then
@@ -162,6 +166,11 @@ begin
         select t.* into broken from {tasks} t join {processes} p on p.corrupted_by = t.task_id
           where p.process_id = item.pid and t.task_type in ('timeout', 'remove');
         v_type := coalesce(broken.task_type, v_type);
+        if broken.task_id is not null and exists (select from {schedule}
+            where process_id = item.pid and task_type::text in ('timeout', 'remove')) then
+          o.fate := 'process is running';  -- it is being repaired: the task waits for another attempt
+          exit attempt;
+        end if;
       end if;
 
       insert into {tasks} (process_id, task_type, status, scheduled_time, running_time, args, metadata,
@@ -205,7 +214,7 @@ begin
                   0, 0, item.context, p_epoch, item.token);
         if item.op <> 'init' then
           update {schedule} set status = 'blocked'
-            where process_id = item.pid and status = 'waiting' and task_type in ('timeout', 'remove');
+            where process_id = item.pid and status::text = 'waiting' and task_type::text in ('timeout', 'remove');
         end if;
         o.fate := 'started';
       end if;
@@ -253,7 +262,7 @@ declare
   v_lost int[];
   v_doomed int[];
   v_broken int[];          -- items that bring their process into error
-  v_scheduled {schedule}[];
+  v_more int[];
   v_next progressor_outcome[];
   v_new bigint[];          -- task ids of new timers, by ord
   v_ids bigint[];
@@ -281,16 +290,22 @@ begin
     end if;
   end if;
 
-  -- What else the processes have: timers, waiting calls, a request to be removed. Mostly nothing.
-  select array_agg(s) into v_scheduled
-    from unnest(a_pid) with ordinality as i(pid, ord) join {schedule} s on s.process_id = i.pid
+  -- Which items have something in the schedule: a timer, waiting calls, a request to be removed. Mostly none.
+  select array_agg(i.ord) into v_more
+    from unnest(a_pid) with ordinality as i(pid, ord)
+    cross join lateral (select from {schedule} s where s.process_id = i.pid limit 1) s
     where v_lost is null or i.ord <> all(v_lost);
   select array_agg(i.ord) into v_doomed
-    from unnest(a_pid, a_timer) with ordinality as i(pid, timer, ord)
-    where (v_lost is null or i.ord <> all(v_lost))
-      and (i.timer = 'remove' or (v_scheduled is not null and exists (
-        select from unnest(v_scheduled) s
-        where s.process_id = i.pid and s.task_type = 'remove' and s.metadata ->> 'kind' = 'request')));
+    from unnest(a_timer) with ordinality as i(timer, ord)
+    where i.timer = 'remove' and (v_lost is null or i.ord <> all(v_lost));
+  if v_more is not null then
+    select v_doomed || array_agg(ord) into v_doomed
+      from unnest(v_more) ord
+      cross join lateral (
+        select from {schedule} s where s.process_id = a_pid[ord] and s.task_type = 'remove'
+          and s.metadata ->> 'kind' = 'request' limit 1) request
+      where ord <> all(coalesce(v_doomed, '{{}}'));
+  end if;
 
   -- The results. A timer that ran at once has no task row yet (see below).
   with answered as (
@@ -348,26 +363,32 @@ begin
     end if;
   end if;
 
-  if v_scheduled is not null then
+  if v_more is not null then
     -- Timers are replaced, or fall with their process; so do calls, while repairs fall with its recovery.
-    with cancelled as (
-      delete from {schedule} s
-      using unnest(a_pid, a_task, a_timer, a_status, a_corrupted) with ordinality
-        as i(pid, task, timer, status, corrupted, ord)
-      where s.process_id = i.pid and (v_lost is null or i.ord <> all(v_lost))
-        and case
-          when s.task_type in ('timeout', 'remove') then i.timer <> 'keep' or i.status = 'error'
-          when s.task_type in ('call', 'repair') and i.status = 'error' then i.corrupted = i.task
-          when s.task_type = 'repair' then i.status = 'running'
-        end
-      returning s.task_id, s.task_type, i.ord::int, i.status)
+    with item as (
+      select ord, a_pid[ord] as pid, a_status[ord] as status, a_timer[ord] <> 'keep' as replaces,
+        a_corrupted[ord] = a_task[ord] as breaks
+      from unnest(v_more) ord)
+    , fallen as (
+      select s.task_id, s.task_type, i.ord, i.status from item i
+      cross join lateral (
+        select task_id, task_type from {schedule} where process_id = i.pid and task_type in ('timeout', 'remove')
+          and (i.replaces or i.status = 'error')
+        union all
+        select task_id, task_type from {schedule} where process_id = i.pid and task_type in ('call', 'repair')
+          and i.status = 'error' and i.breaks
+        union all
+        select task_id, task_type from {schedule} where process_id = i.pid and task_type = 'repair'
+          and i.status = 'running') s)
+    , removed as (
+      delete from {schedule} where task_id = any(array(select task_id from fallen)))
     , answered as (
       update {tasks} t set status = 'cancelled',
-        finished_time = case when c.task_type in ('call', 'repair') then v_now end,
-        response = case when c.task_type in ('call', 'repair')
-          then case c.status when 'error' then {process_is_error} else {process_is_running} end end
-      from cancelled c where t.task_id = c.task_id
-      returning t.task_id, t.task_type, t.waiter, c.ord, c.status)
+        finished_time = case when f.task_type in ('call', 'repair') then v_now end,
+        response = case when f.task_type in ('call', 'repair')
+          then case f.status when 'error' then {process_is_error} else {process_is_running} end end
+      from fallen f where t.task_id = f.task_id
+      returning t.task_id, t.task_type, t.waiter, f.ord, f.status)
     select array_agg(row(ord, case status when 'error' then 'failed' else 'obsolete' end, task_id, task_type, 'cancelled',
                          null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null
                          )::progressor_outcome),
@@ -381,18 +402,21 @@ begin
 
     -- The first that waits goes on; with nobody waiting, a blocked timer that has come due.
     with chosen as (
-      select distinct on (i.ord) i.ord::int, s.task_id, s.task_type
-      from unnest(a_pid, a_status) with ordinality as i(pid, status, ord)
-      join {schedule} s on s.process_id = i.pid
-      where (v_lost is null or i.ord <> all(v_lost)) and s.scheduled_time <= v_now
-        and case s.task_type
-          when 'repair' then i.status = 'error'
-          when 'call' then i.status = 'running'
-          when 'notify' then i.status = 'running'
-          when 'timeout' then i.status = 'running'
-          when 'remove' then i.status = 'running'
-        end
-      order by i.ord, s.task_type in ('timeout', 'remove'), s.task_id)
+      select ord, first.task_id from unnest(v_more) ord
+      cross join lateral (
+        select task_id from (
+          (select task_id, 1 as rank from {schedule} where process_id = a_pid[ord] and task_type = 'call'
+             and a_status[ord] = 'running' order by task_id limit 1)
+          union all
+          (select task_id, 1 from {schedule} where process_id = a_pid[ord] and task_type = 'notify'
+             and a_status[ord] = 'running' and scheduled_time <= v_now order by task_id limit 1)
+          union all
+          (select task_id, 1 from {schedule} where process_id = a_pid[ord] and task_type = 'repair'
+             and a_status[ord] = 'error' order by task_id limit 1)
+          union all
+          (select task_id, 2 from {schedule} where process_id = a_pid[ord] and task_type in ('timeout', 'remove')
+             and a_status[ord] = 'running' and scheduled_time <= v_now limit 1)) waiting
+        order by rank, task_id limit 1) first)
     , taken as (
       delete from {schedule} s using chosen c where s.task_id = c.task_id returning c.ord, s.*)
     select array_agg(row(ord, 'next', task_id, task_type, 'running', scheduled_time, args, context, metadata,
@@ -400,18 +424,21 @@ begin
                          )::progressor_outcome)
       into v_next from taken;
     if v_next is not null then
-      update {schedule} s set status = 'blocked'
-        from unnest(v_next) n
-        where s.process_id = n.process_id and s.task_type in ('timeout', 'remove') and s.status = 'waiting'
-          and n.task_type in ('call', 'notify', 'repair');
+      update {schedule} set status = 'blocked' where task_id = any(array(
+        select s.task_id from unnest(v_next) n
+        cross join lateral (select task_id from {schedule} where process_id = n.process_id
+          and task_type in ('timeout', 'remove') and status::text = 'waiting' offset 0) s
+        where n.task_type in ('call', 'notify', 'repair')));
     end if;
     return query
-      with unblocked as (
-        update {schedule} s set status = 'waiting'
-        from unnest(a_pid) with ordinality as i(pid, ord)
-        where s.process_id = i.pid and s.status = 'blocked' and (v_lost is null or i.ord <> all(v_lost))
-          and (v_next is null or i.ord <> all(array(select ord from unnest(v_next))))
-        returning i.ord::int, s.*)
+      with idle as (
+        select s.task_id, ord from unnest(v_more) ord
+        cross join lateral (select task_id from {schedule} where process_id = a_pid[ord]
+          and task_type in ('timeout', 'remove') and status = 'blocked' offset 0) s
+        where v_next is null or ord <> all(array(select n.ord from unnest(v_next) n)))
+      , unblocked as (
+        update {schedule} s set status = 'waiting' from idle i where s.task_id = i.task_id
+        returning i.ord, s.*)
       select ord, 'timer', task_id, task_type::text, null, scheduled_time, null::bytea, null::bytea, null::jsonb,
         null::int, null::bytea, process_id::text, null, null, null::bytea, null::jsonb, null::timestamptz, null,
         null::timestamptz, null::bigint, null::bigint from unblocked;
@@ -515,9 +542,10 @@ begin
     , unscheduled as (
       delete from {schedule} s using taken t where s.task_id = t.task_id)
     , blocked as (
-      update {schedule} s set status = 'blocked' from taken t
-      where s.process_id = t.process_id and s.task_id <> t.task_id and s.status = 'waiting'
-        and s.task_type in ('timeout', 'remove'))
+      update {schedule} s set status = 'blocked' where s.task_id = any(array(
+        select o.task_id from taken t cross join lateral (
+          select b.task_id from {schedule} b where b.process_id = t.process_id and b.task_id <> t.task_id
+            and b.status::text = 'waiting' and b.task_type::text in ('timeout', 'remove') offset 0) o)))
     select w.* from taken t join due d using (task_id)
     cross join lateral {with_process}(row(
       d.ord, 'started', t.task_id, t.task_type, t.status, t.scheduled_time, t.args, t.context, t.metadata,
