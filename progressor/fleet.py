@@ -29,6 +29,7 @@ from progressor.config import Config, ListenConfig
 from progressor.errors import ProgressorError
 from progressor.model import Health
 from progressor.serving import LOG_FORMAT, serve
+from progressor.storage import migrate
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,11 @@ class Fleet:
         self._children: list[_Child] = []
 
     def start(self) -> None:
-        """Migrates, and starts the children. Raises StorageUnavailable."""
+        """Migrates, and starts the children. Raises StorageUnavailable, or SchemaOutdated when it may not migrate."""
         if self._config.migration_enabled:
             self._node.migrate()
+        else:
+            _check_schemas(self._config)
         self._children = [self._spawn(number) for number in range(self._size)]
 
     def watch(self, stop: Event, on_ready: Callable[[], object]) -> None:
@@ -175,6 +178,14 @@ class _Merged:
                 for sample in family.samples:
                     merged.add_sample(sample.name, {**sample.labels, "process": process}, sample.value)
         yield from families.values()
+
+
+def _check_schemas(config: Config) -> None:
+    """What each child does; it would die of it again and again."""
+    for name, database in config.databases.items():
+        namespaces = [ns.name for ns in config.namespaces.values() if config.pools[ns.storage.pool].database == name]
+        if namespaces:
+            migrate.check(database.conninfo(), namespaces)
 
 
 def _answer(pipe: Connection, question: Question) -> Any:

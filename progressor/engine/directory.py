@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import StrEnum, auto
 
 from progressor.otp import Ref
 
 
-class Role(Enum):
+class Role(StrEnum):
     WRITER = auto()
     LEASE = auto()
     SCHEDULER = auto()

@@ -6,10 +6,11 @@ recover(claimed, policy, interrupted, now, next_token) -> Claimed | Completion
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
+from types import NoneType
 from typing import Any
 
 from progressor import model
@@ -59,6 +60,10 @@ class Failure:
     exception_class: str | None = None
 
 
+# Checks of every step; a tuple of classes is checked faster than a union or an abstract class.
+_BYTES = (bytes, NoneType)
+_OTHER_ACTIONS = (NoneType, UnsetTimer, Remove)
+
 UNSUPPORTED = Failure(Kind.DEFECT, "unsupported_result")
 
 REMOVED = Intent(action=Remove())
@@ -72,12 +77,15 @@ def checked(result: object) -> Intent | Failure:
 
 def _is_sound(intent: Any) -> bool:
     return (
-        isinstance(intent.aux_state, bytes | None)
-        and isinstance(intent.response, bytes | None)
-        and isinstance(intent.metadata, Mapping | None)
-        and isinstance(intent.action, SetTimer | UnsetTimer | Remove | None)
-        and (not isinstance(intent.action, SetTimer) or _is_instant(intent.action.at))
-        and isinstance(intent.events, Sequence)
+        isinstance(intent.aux_state, _BYTES)
+        and isinstance(intent.response, _BYTES)
+        and (intent.metadata is None or _is_mapping(intent.metadata))
+        and (
+            _is_instant(intent.action.at)
+            if isinstance(intent.action, SetTimer)
+            else isinstance(intent.action, _OTHER_ACTIONS)
+        )
+        and (type(intent.events) is list or isinstance(intent.events, Sequence))
         and all(isinstance(event, Event) and _is_sound_event(event) for event in intent.events)
     )
 
@@ -85,14 +93,20 @@ def _is_sound(intent: Any) -> bool:
 def _is_sound_event(event: Any) -> bool:
     return (
         isinstance(event.payload, bytes)
-        and isinstance(event.metadata, Mapping)
-        and isinstance(event.event_id, int | None)
+        and _is_mapping(event.metadata)
+        and (event.event_id is None or isinstance(event.event_id, int))
         and (event.timestamp is None or _is_instant(event.timestamp))
     )
 
 
+def _is_mapping(value: object) -> bool:
+    return type(value) is dict or isinstance(value, Mapping)
+
+
 def _is_instant(value: object) -> bool:
     """Aware, and within the calendar also in UTC: beyond, it could be stored but never read again."""
+    if type(value) is datetime and value.tzinfo is UTC:
+        return True
     try:
         return isinstance(value, datetime) and value.utcoffset() is not None and bool(value.astimezone(UTC))
     except (OverflowError, ValueError):
@@ -127,20 +141,12 @@ def recover(
 
 def _numbered(events: Sequence[Event], claimed: Claimed, now: datetime) -> Sequence[Event] | None:
     """The events with their ids and times; None when given ids do not continue the history."""
-    last = claimed.process.last_event_id
-    numbered = tuple(_number(events, last, claimed.task.task_id, now))
-    return numbered if all(e.event_id == last + n for n, e in enumerate(numbered, 1)) else None
-
-
-def _number(events: Sequence[Event], last: int, task_id: int, now: datetime) -> Iterator[Event]:
-    for event_id, event in enumerate(events, last + 1):
-        yield Event(
-            event.payload,
-            event.metadata,
-            event.event_id if event.event_id is not None else event_id,
-            event.timestamp or now,
-            task_id,
-        )
+    numbered: list[Event] = []
+    for event_id, event in enumerate(events, claimed.process.last_event_id + 1):
+        if event.event_id not in (None, event_id):
+            return None
+        numbered.append(Event(event.payload, event.metadata, event_id, event.timestamp or now, claimed.task.task_id))
+    return tuple(numbered)
 
 
 def _succeed(claimed: Claimed, intent: Intent, events: Sequence[Event], now: datetime, next_token: int) -> Completion:
@@ -184,9 +190,10 @@ def _timer(action: Action | None, task: Task, now: datetime) -> Timer:
     match action:
         case None:
             return KEEP
-        case SetTimer(at, remove):
+        case SetTimer():
+            at = action.at
             change = TimerChange.NOW if at <= now else TimerChange.AT
-            return Timer(change, at, TaskType.REMOVE if remove else TaskType.TIMEOUT, b"", task.context)
+            return Timer(change, at, TaskType.REMOVE if action.remove else TaskType.TIMEOUT, b"", task.context)
         case UnsetTimer():
             return Timer(TimerChange.UNSET)
         case Remove():

@@ -136,7 +136,7 @@ def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> t
     history = claimed.history or histories.take(task.process_id)
     if history is not None and history.created_at != process.created_at:
         history = None  # of a process that was removed, and made again
-    if history is None and range_ == EVERYTHING:
+    if history is None and range_ is EVERYTHING:
         history = History(created_at=process.created_at)
     if history is None:
         events = storage.events(ns, task.process_id, range_)
@@ -167,11 +167,10 @@ def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> t
 def task_range(claimed: Claimed) -> Range:
     """The range that the caller gave; everything when there is none."""
     given = (claimed.task.metadata or {}).get("range")
-    return (
-        Range(given.get("offset"), given.get("limit"), given.get("direction", Direction.FORWARD))
-        if given
-        else EVERYTHING
-    )
+    if not given:
+        return EVERYTHING
+    found = Range(given.get("offset"), given.get("limit"), given.get("direction", Direction.FORWARD))
+    return EVERYTHING if found == EVERYTHING else found
 
 
 def failure(error: BaseException) -> lifecycle.Failure:

@@ -85,6 +85,7 @@ def url(address: tuple[str, int]) -> str:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         if ":" in address[0]:
@@ -93,10 +94,11 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that goes away is no event; anything else is a defect."""
-        if isinstance(sys.exc_info()[1], OSError):
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
             logger.debug("%s went away", client_address)
         else:
-            logger.exception("no answer to %s", client_address)
+            logger.error("no answer to %s", client_address, exc_info=error)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -12,6 +12,7 @@ import pytest
 from tests.acceptance.nodes import Gates, NodeProcess, StartNode, Work, as_toml, config, started
 from tests.conftest import Database
 
+
 @pytest.fixture
 def open_dir() -> Iterator[Path]:
     """A directory that other users may enter, unlike pytest's tmp_path: root's server is another user's."""

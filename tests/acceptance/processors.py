@@ -10,8 +10,8 @@ from progressor import Event, Intent, StepRequest
 
 
 def gated(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
-    """Leaves an event. Where there is a pipe `gate PROCESS` in the directory, waits until somebody has opened and closed
-    its other end."""
+    """Leaves an event. Where there is a pipe `gate PROCESS` in the directory, waits until somebody has opened and
+    closed its other end."""
     directory = Path(options["directory"])
     gate = directory / f"gate {request.process.process_id}"
     if gate.exists():

@@ -90,7 +90,7 @@ def test_every_mistake_has_a_line(write: Write, tmp_path: Path, more: list[str])
     assert_failed(
         result,
         2,
-        'databases.db.passwort: unknown key, did you mean password?',
+        "databases.db.passwort: unknown key, did you mean password?",
         'pools.default_pool.database: no database "bd" in [databases], did you mean "db"?',
         'listen.http: expected "host:port", got "8022"',
         "progressor.lease_timeout: expected more than 2 x heartbeat_interval (0.3), got 0.1",
@@ -111,7 +111,7 @@ def test_processors_that_cannot_be_found(write: Write, tmp_path: Path) -> None:
     assert_failed(
         result,
         2,
-        'progressor.namespaces."a".processor: processor \'ehco\': expected one of echo, counter, payment, '
+        "progressor.namespaces.\"a\".processor: processor 'ehco': expected one of echo, counter, payment, "
         "package.module:Name, or an entry point",
         "progressor.namespaces.\"b\".processor: processor 'no.such.module:thing': there is no module 'no'",
         "progressor.namespaces.\"c\".processor: processor 'tests.acceptance.processors:missing': module "

@@ -16,6 +16,7 @@ from threading import Condition, Event, Thread
 _ENCRYPTION_REQUESTS = (80877103, 80877104)
 """SSLRequest and GSSENCRequest (PostgreSQL manual, "Message Formats")."""
 _PATIENCE = 0.2
+_BIG = 32768
 
 
 class Way(Enum):
@@ -42,6 +43,7 @@ class Proxy:
         self._frozen: set[tuple[str, Way]] = set()
         self._refused: set[str] = set()
         self._losses: list[tuple[str, Loss]] = []
+        self._deaf: set[str] = set()
         self._links: list[_Link] = []
         self._closed = False
         self.lost = Event()
@@ -85,8 +87,13 @@ class Proxy:
         with self._changed:
             self._frozen |= {(name, way) for way in ways or tuple(Way)}
 
+    def freeze_at_big_answer(self, name: str) -> None:
+        """Lets a big answer come as far as the network's buffers are wide."""
+        self._deaf.add(name)
+
     def thaw(self, name: str = "") -> None:
         with self._changed:
+            self._deaf.clear()
             self._frozen = {(frozen, way) for frozen, way in self._frozen if not frozen.startswith(name)}
             self._changed.notify_all()
 
@@ -99,6 +106,10 @@ class Proxy:
 
     def is_refused(self, name: str) -> bool:
         return any(name.startswith(refused) for refused in self._refused)
+
+    def look_at(self, name: str, answer: bytes) -> None:
+        if len(answer) >= _BIG and any(name.startswith(deaf) for deaf in self._deaf):
+            self.freeze(name, Way.DOWN)
 
     def wait_while_frozen(self, name: str, way: Way) -> None:
         with self._changed:
@@ -222,6 +233,7 @@ class _Link:
         with self._ending():
             tail = b""
             while data := server.recv(65536):
+                self._proxy.look_at(self.name, data)
                 self._proxy.wait_while_frozen(self.name, Way.DOWN)
                 if not self._swallow:
                     self._client.sendall(data)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from progressor import Node
+from progressor import Event as ProcessEvent
+from progressor import Node, Process, SetTimer, now, seconds
 from progressor.errors import ProcessorError
 from progressor.storage.embedded import EmbeddedPostgres
 from tests import invariants
@@ -29,6 +30,7 @@ from tests.chaos.proxy import Loss
 from tests.conftest import FAST_SETTINGS
 from tests.eventually import eventually
 
+BIG = 40
 FENCED = "progressor_fenced_completions_total"
 
 
@@ -228,3 +230,23 @@ def _let_time_pass(connection: Connection | None, seconds: float) -> None:
         connection.execute("select pg_sleep(%s)", [seconds])
         return
     Event().wait(seconds)
+
+
+def test_a_node_that_does_not_read_its_answers_holds_no_locks_for_ever(cluster: Cluster) -> None:
+    """Big answers fill the buffers of the network; the server waits in the middle of a transaction."""
+    proxy, conninfo = cluster.proxy()
+    deaf, connection = cluster.live("deaf", conninfo), cluster.connect()
+    deaf.client.init(ns=NS, id="p")
+    at = now() + seconds(1.5)
+    for n in range(BIG):
+        made = Process(f"big{n}", aux_state=bytes(500_000), history=[ProcessEvent(b"{}")])
+        deaf.client.put(ns=NS, id=f"big{n}", process=made, action=SetTimer(at))
+    proxy.freeze_at_big_answer("progressor writer")
+    waits = "select 1 from pg_stat_activity where wait_event = 'ClientWrite' and datname = current_database()"
+    eventually(lambda: connection.execute(waits).fetchall())
+    proxy.freeze("progressor lease")
+    cluster.live()
+    eventually(lambda: query(connection, NS, "select count(*) from {events}") == [(1 + 2 * BIG,)], 20)
+    invariants.check(connection, NS)
+    proxy.thaw()
+    assert deaf.client.call(ns=NS, id="p") == b":2"

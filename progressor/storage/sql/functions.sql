@@ -155,7 +155,7 @@ begin
       select exists (select from {running} where process_id = item.pid)
         or (item.op in ('call', 'notify', 'repair') and exists (
           select from {schedule} where process_id = item.pid and status::text = 'waiting' and scheduled_time <= v_now
-            and (task_type = 'repair') = (item.op = 'repair') and task_type::text in ('call', 'notify', 'repair')))
+            and (task_type = 'repair') = (item.op = 'repair') and task_type::text in ('init', 'call', 'notify', 'repair')))
         into v_busy;
       broken := null;
       if item.op = 'simple_repair' then
