@@ -191,19 +191,8 @@ class FutureClient:
         timeout: float | None,
         view: Callable[[Answered], T],
     ) -> Future[T]:
-        engine = self._engine
-        namespace = engine.namespace(ns)
-        checks.process_id(process_id)
-        checks.binary("args", args)
-        checks.binary("context", context)
-        checks.idempotency_key(key)
-        seconds = _patience(namespace, timeout)
-        request = Request(op, process_id, args, context, key, _metadata(op, range_), engine.tokens.next())
-        answered: Future[Answered] = Future()
-        accept = Accept(ns, request, answered, monotonic() + seconds)
-        if not (engine.is_open() and engine.directory.cast(Role.WRITER, namespace.database, accept)):
-            raise StorageUnavailable("storage unavailable, try again: the node stops or restarts")
-        expiry = engine.timer.after(seconds, partial(_expire, answered))
+        answered, seconds = send(self._engine, op, ns, process_id, args, context, range_, key, timeout)
+        expiry = self._engine.timer.after(seconds, partial(_expire, answered))
         result: Future[T] = Future()
         result.set_running_or_notify_cancel()
         answered.add_done_callback(partial(_pass_on, expiry, result, view))
@@ -229,9 +218,7 @@ class Client:
         timeout: float | None = None,
     ) -> bytes | None:
         """Creates a process and runs its init. Raises ProcessAlreadyExists, ProcessorError, RequestTimeout."""
-        return self.future.init(
-            ns=ns, id=id, args=args, context=context, range=range, idempotency_key=idempotency_key, timeout=timeout
-        ).result()
+        return self._ask(Op.INIT, ns, id, args, context, range, idempotency_key, timeout, _response)
 
     def call(
         self,
@@ -246,9 +233,7 @@ class Client:
     ) -> bytes | None:
         """Runs a call, after those that were accepted before. Raises ProcessNotFound, ProcessInError,
         ProcessorError, RequestTimeout."""
-        return self.future.call(
-            ns=ns, id=id, args=args, context=context, range=range, idempotency_key=idempotency_key, timeout=timeout
-        ).result()
+        return self._ask(Op.CALL, ns, id, args, context, range, idempotency_key, timeout, _response)
 
     def repair(
         self,
@@ -263,9 +248,7 @@ class Client:
     ) -> bytes | None:
         """Runs a repair of a process in error. Raises ProcessNotFound, ProcessRunning, ProcessInInit,
         ProcessorError, RequestTimeout."""
-        return self.future.repair(
-            ns=ns, id=id, args=args, context=context, range=range, idempotency_key=idempotency_key, timeout=timeout
-        ).result()
+        return self._ask(Op.REPAIR, ns, id, args, context, range, idempotency_key, timeout, _response)
 
     def simple_repair(
         self,
@@ -294,9 +277,7 @@ class Client:
     ) -> int:
         """Stores a notification, which the processor sees in order with calls; its task id.
         Raises ProcessNotFound, ProcessInError."""
-        return self.future.notify(
-            ns=ns, id=id, args=args, context=context, range=range, idempotency_key=idempotency_key, timeout=timeout
-        ).result()
+        return self._ask(Op.NOTIFY, ns, id, args, context, range, idempotency_key, timeout, _task_id)
 
     def remove(
         self,
@@ -308,7 +289,7 @@ class Client:
         timeout: float | None = None,
     ) -> None:
         """Deletes a process and all that belongs to it, after the step that runs now. Raises ProcessNotFound."""
-        self.future.remove(ns=ns, id=id, context=context, idempotency_key=idempotency_key, timeout=timeout).result()
+        self._ask(Op.REMOVE, ns, id, b"", context, None, idempotency_key, timeout, _nothing)
 
     def get(
         self,
@@ -364,6 +345,51 @@ class Client:
     def health_check(self, namespaces: Sequence[str]) -> tuple[Health, Mapping[str, Any]]:
         """Whether these namespaces work, with details that JSON can carry. Raises NamespaceNotFound."""
         return health_check(self._engine, namespaces)
+
+    def _ask(
+        self,
+        op: Op,
+        ns: str,
+        process_id: str,
+        args: bytes,
+        context: bytes,
+        range_: Range | None,
+        key: str | None,
+        timeout: float | None,
+        view: Callable[[Answered], T],
+    ) -> T:
+        answered, seconds = send(self._engine, op, ns, process_id, args, context, range_, key, timeout)
+        try:
+            return view(answered.result(seconds))
+        except FutureTimeout:
+            answered.cancel()
+            raise RequestTimeout from None
+
+
+def send(
+    engine: Engine,
+    op: Op,
+    ns: str,
+    process_id: str,
+    args: bytes,
+    context: bytes,
+    range_: Range | None,
+    key: str | None,
+    timeout: float | None,
+) -> tuple[Future[Answered], float]:
+    """Checks a request and hands it to the writer; the future of its answer, and how many seconds it may take."""
+    namespace = engine.namespace(ns)
+    checks.process_id(process_id)
+    checks.binary("args", args)
+    checks.binary("context", context)
+    checks.idempotency_key(key)
+    seconds = _patience(namespace, timeout)
+    request = Request(op, process_id, args, context, key, _metadata(op, range_), engine.tokens.next())
+    answered: Future[Answered] = Future()
+    accept = Accept(ns, request, answered, monotonic() + seconds)
+    if not (engine.is_open() and engine.directory.cast(Role.WRITER, namespace.database, accept)):
+        raise StorageUnavailable("storage unavailable, try again: the node stops or restarts")
+    return answered, seconds
 
 
 def get(

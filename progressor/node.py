@@ -112,13 +112,24 @@ def _configuration(options: argparse.Namespace) -> Iterator[configuration.Config
     if not options.dev:
         yield configuration.load(options.config)
         return
-    with signals(dict.fromkeys(STOP_SIGNALS, _give_up)), EmbeddedPostgres.start(options.data) as postgres:
+    with signals(dict.fromkeys(STOP_SIGNALS, _give_up)), _embedded(options.data) as postgres:
         logger.info("embedded PostgreSQL %d: %s", postgres.version, postgres.home)
         yield configuration.load(dev_config(postgres, options.http or DEV_HTTP))
 
 
+def _embedded(data: Path | None) -> EmbeddedPostgres:
+    """Started as a whole, whatever is signalled meanwhile: an initdb broken off leaves files behind."""
+    stop = Event()
+    with signals({number: on_stop(stop, lambda: None) for number in STOP_SIGNALS}):
+        postgres = EmbeddedPostgres.start(data)
+    if stop.is_set():
+        postgres.close()
+        sys.exit(EXIT_FAILED)
+    return postgres
+
+
 def _give_up(_signum: int, _frame: FrameType | None) -> None:
-    """Before the node runs, and after: nothing of the embedded server may stay behind."""
+    """Signalled before the node runs, or after."""
     sys.exit(EXIT_FAILED)
 
 

@@ -145,7 +145,7 @@ class Committer:
             connection = self._connected()
             self.in_doubt = True
             sent: dict[str, list[Cursor | None]] = {}
-            with connection.pipeline(), connection.transaction():
+            with connection.pipeline():  # up to its end all statements are one transaction, and one round trip
                 connection.execute("select progressor_hold_lease(%s)", [epoch])
                 for ns in sorted(batches):
                     with _unpackable_rejected():

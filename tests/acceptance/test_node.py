@@ -81,7 +81,7 @@ def test_a_good_configuration_needs_no_database_to_be_checked(write: Write, tmp_
     assert (result.returncode, result.stdout, result.stderr) == (0, "the configuration is fine\n", "")
 
 
-@pytest.mark.parametrize("more", [["--check-config"], ["--migrate-only"], ["--processes", "2"], []])
+@pytest.mark.parametrize("more", [["--check-config"], []])
 def test_every_mistake_has_a_line(write: Write, tmp_path: Path, more: list[str]) -> None:
     tables = config(NOWHERE, tmp_path, node={"lease_timeout": 0.1}, namespace={"worker_pool": 3}, http="8022")
     tables["databases"]["db"]["passwort"] = SECRET

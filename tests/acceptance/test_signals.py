@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -121,7 +120,7 @@ def dumped(node: NodeProcess) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture
-def fleet(start_node: StartNode) -> Iterator[NodeProcess]:
+def fleet(start_node: StartNode) -> NodeProcess:
     return start_node("--processes", "2", node={"drain_timeout": 60})
 
 
