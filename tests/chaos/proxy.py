@@ -113,7 +113,7 @@ class Proxy:
 
     def wait_while_frozen(self, name: str, way: Way) -> None:
         with self._changed:
-            while any(way is frozen and name.startswith(start) for start, frozen in self._frozen):
+            while not self._closed and any(way is frozen and name.startswith(start) for start, frozen in self._frozen):
                 self._changed.wait()
 
     def take_loss(self, name: str) -> Loss | None:

@@ -237,11 +237,11 @@ def test_a_node_that_does_not_read_its_answers_holds_no_locks_for_ever(cluster: 
     proxy, conninfo = cluster.proxy()
     deaf, connection = cluster.live("deaf", conninfo), cluster.connect()
     deaf.client.init(ns=NS, id="p")
-    at = now() + seconds(1.5)
+    proxy.freeze_at_big_answer("progressor writer")
+    at = now() + seconds(2)
     for n in range(BIG):
         made = Process(f"big{n}", aux_state=bytes(500_000), history=[ProcessEvent(b"{}")])
         deaf.client.put(ns=NS, id=f"big{n}", process=made, action=SetTimer(at))
-    proxy.freeze_at_big_answer("progressor writer")
     waits = "select 1 from pg_stat_activity where wait_event = 'ClientWrite' and datname = current_database()"
     eventually(lambda: connection.execute(waits).fetchall())
     proxy.freeze("progressor lease")
