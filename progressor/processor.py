@@ -59,7 +59,10 @@ def _find(name: str) -> Any:
 
 def _entry_point(name: str) -> Any:
     for entry_point in entry_points(group=ENTRY_POINTS, name=name):
-        return entry_point.load()
+        try:
+            return entry_point.load()
+        except Exception as error:
+            raise ConfigError([f"processor {name!r}: loading it failed: {type(error).__name__}: {error}"]) from error
     known = ", ".join(SHIPPED)
     raise ConfigError([f"processor {name!r}: expected one of {known}, package.module:Name, or an entry point"])
 

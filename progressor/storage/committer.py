@@ -178,8 +178,10 @@ class Committer:
 def prepare_session(connection: Connection) -> None:
     packing.register(connection)
     connection.execute("set timezone to 'UTC'")
-    # A frozen node must not hold locks that keep others from taking over.
+    # A frozen node must not hold locks that keep others from taking over: neither when it sends nothing more, nor
+    # when it reads nothing more and the server waits for it with half of an answer.
     connection.execute("set idle_in_transaction_session_timeout to '4s'")
+    connection.execute("set tcp_user_timeout to '4s'")
 
 
 def _end_session(connection: Connection, pid: int, name: str) -> None:

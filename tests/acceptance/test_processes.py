@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,7 +63,11 @@ class Fleet:
         self._url = address[1]
 
     def get(self, page: str) -> str:
-        with urllib.request.urlopen(f"{self._url}/{page}", timeout=10) as answer:
+        try:
+            answer = urllib.request.urlopen(f"{self._url}/{page}", timeout=10)
+        except urllib.error.HTTPError as error:  # a page that says no
+            answer = error
+        with answer:
             text: str = answer.read().decode()
             return text
 

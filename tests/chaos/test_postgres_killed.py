@@ -107,32 +107,36 @@ def test_a_crash_under_load_loses_nothing(server: EmbeddedPostgres) -> None:
 
 
 def test_results_outlive_an_outage_that_is_longer_than_anything(server: EmbeddedPostgres) -> None:
-    """Whoever is back first must not take the tasks of those who hold a result, or wait for a worker."""
-    with Cluster(
-        server.conninfo,
-        defaults={"process_step_timeout": STEP_TIMEOUT, "task_scan_timeout": SCAN, "worker_pool_size": 2},
-    ) as cluster:
-        nodes = cluster.start("one", "two")
-        held = [(node, f"{node.name}{n}") for node in nodes for n in range(4)]  # two run, two wait for a worker
+    """Who is back first must not take the tasks of those who hold a result, or have some that wait for a worker."""
+    settings = {"lease_timeout": 2 * LEASE}
+    defaults = {"process_step_timeout": STEP_TIMEOUT, "task_scan_timeout": SCAN, "worker_pool_size": 2}
+    with Cluster(server.conninfo, settings=settings, defaults=defaults) as cluster:
+        proxy, conninfo = cluster.proxy()
+        (slow,), (quick,) = cluster.start("slow", conninfo=conninfo), cluster.start("quick")
+        held = [(node, f"{node.name}{n}") for node in (slow, quick) for n in range(4)]
         for node, process_id in held:
             node.client.init(ns=NS, id=process_id)
             cluster.hold(node.name, process_id, "call")
-        calls = [
-            cluster.background(node.client.call, ns=NS, id=process_id, args=order(say="x")) for node, process_id in held
-        ]
-        connection = cluster.connect()
-        eventually(lambda: query(connection, NS, "select count(*) from {running}") == [(8,)])
-        connection.close()
+        calls = [cluster.background(node.client.call, ns=NS, id=name, args=order(say="x")) for node, name in held]
+        with cluster.connect() as connection:
+            eventually(lambda: query(connection, NS, "select count(*) from {running}") == [(8,)])
         server.kill()
+        proxy.refuse()
         for node, process_id in held:
             cluster.let_go(node.name, process_id, "call")
         Event().wait(STALE + 1)
+        rounds = quick.metric("progressor_zombie_collection_duration_ms_count", prg_namespace=NS)
         server.restart()
-        load = Load(cluster, [node.client for node in nodes])
+        eventually(lambda: quick.get("/health")[0] == 200)
+        eventually(
+            lambda: quick.metric("progressor_zombie_collection_duration_ms_count", prg_namespace=NS) > rounds + 1
+        )
+        proxy.accept()
+        load = Load(cluster, [slow.client, quick.client])
         load.begin(4)
         load.more(20)
         load.end()
-        check(cluster, load, nodes)
+        check(cluster, load, [slow, quick])
         with cluster.connect() as connection:
             text = """
                 select count(*) from {events} e join {tasks} t using (task_id)
