@@ -19,6 +19,12 @@ _PATIENCE = 0.2
 _BIG = 32768
 
 
+SYNC = b"S\0\0\0\x04"
+"""The end of a pipeline: the server commits."""
+IDLE = b"Z\0\0\0\x05I"
+"""The server has committed."""
+
+
 class Way(Enum):
     UP = auto()
     """From the node to the server."""
@@ -216,7 +222,7 @@ class _Link:
             tail = b""
             while data := self._client.recv(65536):
                 self._proxy.wait_while_frozen(self.name, Way.UP)
-                if b"COMMIT\0" in tail + data:
+                if SYNC in tail + data:
                     match self._proxy.take_loss(self.name):
                         case Loss.REQUEST:
                             self._proxy.lost.set()
@@ -237,7 +243,7 @@ class _Link:
                 self._proxy.wait_while_frozen(self.name, Way.DOWN)
                 if not self._swallow:
                     self._client.sendall(data)
-                elif b"COMMIT\0" in tail + data:
+                elif IDLE in tail + data:
                     self._proxy.lost.set()
                     return
                 tail = data[-6:]

@@ -135,20 +135,19 @@ def test_a_database_that_stalls_beyond_the_leases_kills_nobody(postgres_bin: str
         for node in nodes:
             node.client.init(ns=NS, id=node.name)
         before = epochs(connection)
-        for _ in range(2):
-            calls = []
-            for node in nodes:
-                cluster.hold(node.name, node.name, "call")
-                calls.append(cluster.background(node.client.call, ns=NS, id=node.name, args=order(say="x")))
-            eventually(lambda: query(connection, NS, "select count(*) from {running}") == [(2,)])
-            _let_time_pass(connection, 1.2 * LEASE)
-            with frozen_server(server.pid):
-                _let_time_pass(None, 1.5 * LEASE)
-            _let_time_pass(connection, LEASE)
-            for node in nodes:
-                cluster.let_go(node.name, node.name, "call")
-            for call in calls:
-                assert call.result(5).startswith(b"x:")
+        calls = []
+        for node in nodes:
+            cluster.hold(node.name, node.name, "call")
+            calls.append(cluster.background(node.client.call, ns=NS, id=node.name, args=order(say="x")))
+        eventually(lambda: query(connection, NS, "select count(*) from {running}") == [(2,)])
+        _let_time_pass(connection, 1.2 * LEASE)
+        with frozen_server(server.pid):
+            _let_time_pass(None, 1.5 * LEASE)
+        _let_time_pass(connection, LEASE)
+        for node in nodes:
+            cluster.let_go(node.name, node.name, "call")
+        for call in calls:
+            assert call.result(5).startswith(b"x:")
         assert epochs(connection) == before
         invariants.check(connection, NS, one_event_a_task=True)
 

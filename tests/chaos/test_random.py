@@ -18,7 +18,7 @@ from typing import Any
 from tests import invariants
 from tests.chaos.cluster import AGAIN, LEASE, NS, Cluster, NodeProcess, order, query, until_acknowledged
 
-SECONDS = float(os.environ.get("PROGRESSOR_CHAOS_SECONDS", "30"))
+SECONDS = float(os.environ.get("PROGRESSOR_CHAOS_SECONDS", "25"))
 LOOPS, PROCESSES, CLIENTS = 6, 4, 6
 TRY = 2.0
 
