@@ -63,6 +63,8 @@ _PLANNING = {  # arrays make the planner guess; a batch wants the index, whateve
 _PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 Cursor: TypeAlias = psycopg.Cursor[TupleRow]
+_Call: TypeAlias = tuple[bytes, tuple[Any, ...]]
+"""A query and its parameters."""
 
 
 class Row(NamedTuple):
@@ -144,12 +146,12 @@ class Committer:
         with translated():
             connection = self._connected()
             self.in_doubt = True
-            sent: dict[str, list[Cursor | None]] = {}
-            with connection.pipeline():  # up to its end all statements are one transaction, and one round trip
+            # Packed first, so that nothing is sent of a batch that cannot be packed: up to the end of the pipeline
+            # all statements are one transaction, and one round trip.
+            calls = {ns: _calls(ns, batches[ns], epoch, again) for ns in sorted(batches)}
+            with connection.pipeline():
                 connection.execute("select progressor_hold_lease(%s)", [epoch])
-                for ns in sorted(batches):
-                    with _unpackable_rejected():
-                        sent[ns] = _send(connection, ns, batches[ns], epoch, again)
+                sent = {ns: _send(connection, calls[ns]) for ns in calls}
             return {ns: _receive(sent[ns], batches[ns], epoch) for ns in sent}
 
     def close(self) -> None:
@@ -194,21 +196,20 @@ def _end_session(connection: Connection, pid: int, name: str) -> None:
         raise StorageUnavailable("storage unavailable: a session of a lost connection does not end")
 
 
-def _send(connection: Connection, ns: str, batch: Batch, epoch: int, again: bool) -> list[Cursor | None]:
-    """Sends the work of one namespace; the order is that of _receive."""
-    ids = sorted(
-        {r.process_id for r in batch.requests} | {c.task.process_id for c in batch.completions},
-    )
-    if ids:
-        _call(connection, ns, "lock", packing.text(ids))
-    requests = completions = claims = None
-    if batch.requests:
-        requests = _call(connection, ns, "prepare", epoch, again, *_pack_requests(batch.requests))
-    if batch.completions:
-        completions = _call(connection, ns, "complete", epoch, *_pack_completions(batch.completions))
-    if batch.claims:
-        claims = _call(connection, ns, "claim", epoch, again, *_pack_claims(batch.claims))
-    return [requests, completions, claims]
+def _calls(ns: str, batch: Batch, epoch: int, again: bool) -> Mapping[str, _Call]:
+    """The functions to call for the work of one namespace, in their order."""
+    ids = sorted({r.process_id for r in batch.requests} | {c.task.process_id for c in batch.completions})
+    calls: dict[str, tuple[Any, ...]] = {}
+    with _unpackable_rejected():
+        if ids:
+            calls["lock"] = (packing.text(ids),)
+        if batch.requests:
+            calls["prepare"] = (epoch, again, *_pack_requests(batch.requests))
+        if batch.completions:
+            calls["complete"] = (epoch, *_pack_completions(batch.completions))
+        if batch.claims:
+            calls["claim"] = (epoch, again, *_pack_claims(batch.claims))
+    return {name: (sql.call(ns, name, len(arguments)), arguments) for name, arguments in calls.items()}
 
 
 @contextmanager
@@ -220,9 +221,8 @@ def _unpackable_rejected() -> Iterator[None]:
         raise StorageRejected(f"{StorageRejected.text}: {error}") from error
 
 
-def _call(connection: Connection, ns: str, function: str, *arguments: Any) -> Cursor:
-    cursor = connection.cursor(binary=True)
-    return cursor.execute(sql.call(ns, function, len(arguments)), arguments)
+def _send(connection: Connection, calls: Mapping[str, _Call]) -> Mapping[str, Cursor]:
+    return {name: connection.cursor(binary=True).execute(query, given) for name, (query, given) in calls.items()}
 
 
 def _pack_requests(requests: Sequence[Request]) -> tuple[packing.Packed, ...]:
@@ -277,13 +277,12 @@ def _pack_claims(claims: Sequence[Claim]) -> tuple[packing.Packed, ...]:
     )
 
 
-def _receive(cursors: Sequence[Cursor | None], batch: Batch, epoch: int) -> BatchResult:
-    requests, completions, claims = cursors
+def _receive(sent: Mapping[str, Cursor], batch: Batch, epoch: int) -> BatchResult:
     ended: list[Ended] = []
     return BatchResult(
-        [] if requests is None else _prepared(requests, batch.requests, epoch, ended),
-        [] if completions is None else _completed(completions, batch.completions, epoch, ended),
-        [] if claims is None else _claimed(claims, batch.claims, epoch),
+        _prepared(sent["prepare"], batch.requests, epoch, ended) if batch.requests else [],
+        _completed(sent["complete"], batch.completions, epoch, ended) if batch.completions else [],
+        _claimed(sent["claim"], batch.claims, epoch) if batch.claims else [],
         ended,
     )
 
