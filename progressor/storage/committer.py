@@ -149,9 +149,13 @@ class Committer:
             # Packed first, so that nothing is sent of a batch that cannot be packed: up to the end of the pipeline
             # all statements are one transaction, and one round trip.
             calls = {ns: _calls(ns, batches[ns], epoch, again) for ns in sorted(batches)}
-            with connection.pipeline():
-                connection.execute("select progressor_hold_lease(%s)", [epoch])
-                sent = {ns: _send(connection, calls[ns]) for ns in calls}
+            try:
+                with connection.pipeline():
+                    connection.execute("select progressor_hold_lease(%s)", [epoch])
+                    sent = {ns: _send(connection, calls[ns]) for ns in calls}
+            except BaseException:
+                connection.close()  # psycopg takes statements for prepared that a broken pipeline did not reach
+                raise
             return {ns: _receive(sent[ns], batches[ns], epoch) for ns in sent}
 
     def close(self) -> None:
