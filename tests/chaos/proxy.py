@@ -18,9 +18,10 @@ _ENCRYPTION_REQUESTS = (80877103, 80877104)
 _PATIENCE = 0.2
 _BIG = 32768
 
-
-SYNC = b"S\0\0\0\x04"
-"""The end of a pipeline: the server commits."""
+FIRST_OF_BATCH = b"progressor_hold_lease"
+"""Until a session has sent this text it is being set up; from then on it sends nothing but batches."""
+SYNC, FLUSH = b"S\0\0\0\x04", b"H\0\0\0\x04"
+"""The end of a pipeline: at Sync the server commits."""
 IDLE = b"Z\0\0\0\x05I"
 """The server has committed."""
 
@@ -154,6 +155,7 @@ class _Link:
         self._address = server
         self._server: socket.socket | None = None
         self._swallow = False
+        self._in_batches = False
         self._threads = [Thread(target=self._serve, daemon=True)]
 
     def start(self) -> None:
@@ -222,9 +224,12 @@ class _Link:
             tail = b""
             while data := self._client.recv(65536):
                 self._proxy.wait_while_frozen(self.name, Way.UP)
-                if SYNC in tail + data:
+                self._in_batches |= FIRST_OF_BATCH in tail + data
+                batch = (tail + data).removesuffix(FLUSH)
+                if self._in_batches and batch.endswith(SYNC) and len(batch) > len(tail):
                     match self._proxy.take_loss(self.name):
                         case Loss.REQUEST:
+                            server.sendall(batch[len(tail) : -len(SYNC)])
                             self._proxy.lost.set()
                             return
                         case Loss.ANSWER:
@@ -232,7 +237,7 @@ class _Link:
                         case Loss.PATIENCE:
                             self._proxy.freeze(self.name, Way.DOWN)
                             self._proxy.lost.set()
-                tail = data[-6:]
+                tail = (tail + data)[-len(FIRST_OF_BATCH) :]
                 server.sendall(data)
 
     def _pump_down(self, server: socket.socket) -> None:
@@ -243,10 +248,10 @@ class _Link:
                 self._proxy.wait_while_frozen(self.name, Way.DOWN)
                 if not self._swallow:
                     self._client.sendall(data)
-                elif IDLE in tail + data:
+                elif (tail + data).endswith(IDLE):
                     self._proxy.lost.set()
                     return
-                tail = data[-6:]
+                tail = (tail + data)[-len(IDLE) :]
 
     @contextmanager
     def _ending(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from tests import invariants
 from tests.chaos.cluster import LEASE, NS, Cluster, NodeProcess, order, query, until_acknowledged
 from tests.eventually import eventually
 
-LOOPS = 6
+LOOPS, TURNS = 4, 300
 STEP_TIMEOUT, SCAN = 2, 0.5
 STALE = STEP_TIMEOUT + SCAN + 5
 """After this time somebody else's task is taken for a zombie, if nobody says that he looks after it."""
@@ -90,7 +90,7 @@ def test_a_crash_under_load_loses_nothing(server: EmbeddedPostgres) -> None:
         nodes = cluster.start("one", "two")
         live = cluster.live()
         for n in range(LOOPS):
-            live.client.init(ns=NS, id=f"loop{n}", args=order(loop=0.005 * n, until=400))
+            live.client.init(ns=NS, id=f"loop{n}", args=order(loop=0.005 * n, until=TURNS))
         load = Load(cluster, [live.client, nodes[0].client, nodes[1].client])
         load.begin(9)
         load.more(40)
@@ -102,7 +102,7 @@ def test_a_crash_under_load_loses_nothing(server: EmbeddedPostgres) -> None:
         load.end()
         text = "select count(*) from {events} where process_id like 'loop%%'"
         with cluster.connect() as connection:
-            eventually(lambda: query(connection, NS, text) == [(LOOPS * 400,)], 60)
+            eventually(lambda: query(connection, NS, text) == [(LOOPS * TURNS,)], 60)
         check(cluster, load, nodes)
 
 
