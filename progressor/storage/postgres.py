@@ -49,6 +49,8 @@ PATIENCE = 10.0
 RECONNECT_TIMEOUT = 5.0
 """Seconds of ever longer pauses between attempts to connect, then they begin anew: an outage leaves no long pause."""
 _LAST = 2**63 - 1
+_TAKEOVER_PATIENCE = 2.0
+"""Seconds. What the caller knows grows old: an outage must not come between."""
 _PAST = datetime(1900, 1, 1, tzinfo=UTC)
 
 
@@ -116,7 +118,8 @@ class PostgresStorage:
             packing.bigint(known),
             packing.bigint(tokens),
         ]
-        with translated(), self._pools.scan.connection() as connection, connection.transaction():
+        patience = min(grace / 2, _TAKEOVER_PATIENCE)
+        with translated(), self._pools.scan.connection(timeout=patience) as connection, connection.transaction():
             connection.execute("select progressor_hold_lease(%s)", [epoch])
             cursor = connection.cursor(binary=True)
             taken = cursor.execute(sql.call(ns, "takeover", len(arguments)), arguments)

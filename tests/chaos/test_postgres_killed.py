@@ -108,7 +108,7 @@ def test_a_crash_under_load_loses_nothing(server: EmbeddedPostgres) -> None:
 
 def test_results_outlive_an_outage_that_is_longer_than_anything(server: EmbeddedPostgres) -> None:
     """Who is back first must not take the tasks of those who hold a result, or have some that wait for a worker."""
-    settings = {"lease_timeout": 2 * LEASE}
+    settings = {"lease_timeout": 4 * LEASE}  # nobody is declared dead while one is slow
     defaults = {"process_step_timeout": STEP_TIMEOUT, "task_scan_timeout": SCAN, "worker_pool_size": 2}
     with Cluster(server.conninfo, settings=settings, defaults=defaults) as cluster:
         proxy, conninfo = cluster.proxy()
