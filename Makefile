@@ -11,7 +11,7 @@ SOURCES := progressor processors tests scripts
 OTHER   := tests/integration/storage
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types layers unit integration acceptance chaos other-postgres test check \
+.PHONY: help setup fmt lint types layers unit integration acceptance chaos other-postgres test verify check \
         bench dev demo compile dialyzer clean
 
 help: ## Print this list
@@ -63,7 +63,10 @@ test: setup ## All tests
 	$(PYTEST) $(ARGS)
 	@$(MAKE) --no-print-directory other-postgres
 
-check: lint types layers test ## All checks and all tests: what CI runs
+verify: ## Check that the generated Thrift code is what the compiler makes
+	scripts/generate_thrift.sh --check
+
+check: lint types layers verify test ## All checks and all tests: what CI runs
 
 bench: setup ## Measure the speed: a table, build/bench.json; ARGS="--help" shows what else
 	$(BIN)/python scripts/bench $(ARGS)
