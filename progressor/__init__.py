@@ -24,6 +24,7 @@ from progressor.errors import (
     TransientError,
 )
 from progressor.model import (
+    Answered,
     Direction,
     Event,
     Health,
@@ -44,6 +45,7 @@ from progressor.model import (
 )
 
 __all__ = [
+    "Answered",
     "ClientError",
     "ConfigError",
     "Direction",

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from progressor import checks
 from progressor.engine.directory import Directory, Role
 from progressor.engine.messages import Accept, AwaitInit, Expect
-from progressor.engine.ports import Answered, Op, Request, Selection, Storage
+from progressor.engine.ports import Request, Selection, Storage
 from progressor.engine.tokens import Tokens
 from progressor.errors import (
     NamespaceNotFound,
@@ -30,7 +30,7 @@ from progressor.errors import (
     RequestTimeout,
     StorageUnavailable,
 )
-from progressor.model import Action, Health, Metadata, Page, Process, ProcessStatus, Range, TraceUnit
+from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, ProcessStatus, Range, TraceUnit
 from progressor.otp import Timer, TimerHandle
 
 T = TypeVar("T")
@@ -76,6 +76,20 @@ class FutureClient:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def execute(
+        self,
+        op: Op | str,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Future[Answered]:
+        return self._submit(checks.operation(op), ns, id, args, context, range, idempotency_key, timeout, _whole)
 
     def init(
         self,
@@ -205,6 +219,22 @@ class Client:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.future = FutureClient(engine)
+
+    def execute(
+        self,
+        op: Op | str,
+        *,
+        ns: str,
+        id: str,
+        args: bytes = b"",
+        context: bytes = b"",
+        range: Range | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Answered:
+        """The verb `op` with all that its answer says: also the task, and the last event, for a later
+        `get(at_least_event_id=...)`. The verbs below are short for it."""
+        return self._ask(checks.operation(op), ns, id, args, context, range, idempotency_key, timeout, _whole)
 
     def init(
         self,
@@ -516,6 +546,10 @@ def _pass_on(expiry: TimerHandle, result: Future[T], view: Callable[[Answered], 
         result.set_exception(error)
     else:
         result.set_result(view(answered.result()))
+
+
+def _whole(answer: Answered) -> Answered:
+    return answer
 
 
 def _response(answer: Answered) -> bytes | None:

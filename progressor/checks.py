@@ -15,6 +15,7 @@ from progressor.model import (
     Action,
     Direction,
     Event,
+    Op,
     Process,
     ProcessStatus,
     Range,
@@ -104,6 +105,12 @@ def metadata(field: str, value: object) -> None:
         raise InvalidRequest(field, f"is no JSON object: {error}") from None
     if _NUL.search(encoded) or not _is_utf8(encoded):
         raise InvalidRequest(field, "must be Unicode text without NUL")
+
+
+def operation(value: object) -> Op:
+    if not (isinstance(value, str) and value in tuple(Op)):
+        raise InvalidRequest("op", f"expected one of {', '.join(Op)}, got {value!r}")
+    return Op(value)
 
 
 def status(value: object, field: str = "status") -> None:

@@ -143,6 +143,30 @@ class StepRequest:
 
 
 @value
+class Answered:
+    """What a request was answered: the step's response, its task, and the last event of the process then.
+
+    `last_event_id` is None when this node does not know it: another one ran the step, or a request with the same
+    idempotency key was answered before.
+    """
+
+    response: bytes | None
+    task_id: int = 0
+    last_event_id: int | None = field(default=None, compare=False)
+
+
+class Op(StrEnum):
+    """The requests that change a process."""
+
+    INIT = "init"
+    CALL = "call"
+    NOTIFY = "notify"
+    REPAIR = "repair"
+    SIMPLE_REPAIR = "simple_repair"
+    REMOVE = "remove"
+
+
+@value
 class TraceUnit:
     """One task of a process, as the audit trail shows it, with the events that it produced."""
 

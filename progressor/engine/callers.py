@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import Future, InvalidStateError
 
-from progressor.engine.ports import Answered, Op, Refused
+from progressor.engine.ports import Refused
 from progressor.errors import ProcessNotFound
+from progressor.model import Answered, Op
 
 
 def answer(future: Future[Answered], result: Answered | Refused) -> None:

@@ -16,19 +16,11 @@ from typing import Any
 from progressor import model
 from progressor.config import RetryPolicy
 from progressor.engine import retry
-from progressor.engine.ports import (
-    Answered,
-    Claimed,
-    Completion,
-    Outcome,
-    Refused,
-    Task,
-    Timer,
-    TimerChange,
-)
+from progressor.engine.ports import Claimed, Completion, Outcome, Refused, Task, Timer, TimerChange
 from progressor.errors import ProcessorError
 from progressor.model import (
     Action,
+    Answered,
     Event,
     Intent,
     Process,
@@ -160,7 +152,7 @@ def _succeed(claimed: Claimed, intent: Intent, events: Sequence[Event], now: dat
         next_token=next_token,
         outcome=Outcome.FINISHED,
         process=_changed(process, intent, now),
-        answer=Answered(intent.response, task.task_id),
+        answer=Answered(intent.response, task.task_id, process.last_event_id + len(events)),
         before=process,
         events=events,
         aux_state=intent.aux_state,

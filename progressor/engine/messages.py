@@ -9,7 +9,6 @@ from time import monotonic
 
 from progressor.engine.ports import (
     Accepted,
-    Answered,
     Claim,
     Claimed,
     Completed,
@@ -21,6 +20,7 @@ from progressor.engine.ports import (
     Request,
     Task,
 )
+from progressor.model import Answered
 from progressor.otp import Call
 from progressor.value import value
 

@@ -15,8 +15,10 @@ from typing import Protocol
 from progressor.engine.history import History
 from progressor.model import (
     Action,
+    Answered,
     Event,
     Metadata,
+    Op,
     Page,
     Process,
     Range,
@@ -63,17 +65,6 @@ class BrokenTask:
     context: bytes
 
 
-class Op(StrEnum):
-    """The requests that change a process."""
-
-    INIT = "init"
-    CALL = "call"
-    NOTIFY = "notify"
-    REPAIR = "repair"
-    SIMPLE_REPAIR = "simple_repair"
-    REMOVE = "remove"
-
-
 @value
 class Request:
     """A request to be accepted. `token` names it, and is the run token of its task when that starts at once."""
@@ -92,14 +83,6 @@ class Refused:
     """The request, or the waiting task, ends with this error."""
 
     error: Exception
-
-
-@value
-class Answered:
-    """The task had ended before; this is what its caller was told."""
-
-    response: bytes | None
-    task_id: int = 0
 
 
 @value

@@ -42,23 +42,12 @@ from progressor.engine.messages import (
     TakenOver,
     WakeUp,
 )
-from progressor.engine.ports import (
-    Accepted,
-    Answered,
-    Claim,
-    Claimed,
-    Completed,
-    Hint,
-    Lost,
-    Op,
-    Refused,
-    Task,
-)
+from progressor.engine.ports import Accepted, Claim, Claimed, Completed, Hint, Lost, Refused, Task
 from progressor.engine.ready import ReadyQueue
 from progressor.engine.tokens import Tokens
 from progressor.errors import ProcessNotFound, RequestTimeout
 from progressor.metrics import NamespaceMetrics
-from progressor.model import TaskType
+from progressor.model import Answered, Op, TaskType
 from progressor.otp import Actor, Timer, TimerHandle
 
 logger = logging.getLogger(__name__)

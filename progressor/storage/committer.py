@@ -19,7 +19,6 @@ from psycopg.rows import TupleRow
 
 from progressor.engine.ports import (
     Accepted,
-    Answered,
     Batch,
     BatchResult,
     Claim,
@@ -29,7 +28,6 @@ from progressor.engine.ports import (
     Ended,
     Hint,
     Lost,
-    Op,
     Refused,
     Request,
     Task,
@@ -46,7 +44,7 @@ from progressor.errors import (
     StorageRejected,
     StorageUnavailable,
 )
-from progressor.model import Process, Range, TaskType
+from progressor.model import Answered, Op, Process, Range, TaskType
 from progressor.storage import packing, response, sql
 from progressor.storage.errors import translated
 

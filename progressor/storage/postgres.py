@@ -16,18 +16,11 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from progressor.engine.ports import (
-    Answered,
-    BrokenTask,
-    Claimed,
-    Hint,
-    Refused,
-    Selection,
-    Task,
-)
+from progressor.engine.ports import BrokenTask, Claimed, Hint, Refused, Selection, Task
 from progressor.errors import ProcessAlreadyExists, StorageUnavailable
 from progressor.model import (
     Action,
+    Answered,
     Direction,
     Event,
     Page,

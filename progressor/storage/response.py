@@ -14,9 +14,9 @@ from typing import Any
 import erlang
 from erlang import OtpErlangAtom, OtpErlangBinary, OtpErlangList, OtpErlangPid
 
-from progressor.engine.ports import Answered, Refused
+from progressor.engine.ports import Refused
 from progressor.errors import ClientError, ProcessInError, ProcessorError, ProcessRunning
-from progressor.model import TaskStatus
+from progressor.model import Answered, TaskStatus
 
 _OK_BINARY = b"\x83h\x02w\x02okm"
 OK = b"\x83h\x02w\x02okw\x02ok"

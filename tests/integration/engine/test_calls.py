@@ -8,7 +8,8 @@ from threading import Lock
 
 import pytest
 
-from progressor import Event, Intent, ProcessInError, ProcessorError, Range, SetTimer, StepRequest, now
+from progressor import Event, Intent, InvalidRequest, ProcessInError, ProcessorError, Range, SetTimer, StepRequest, now
+from progressor.model import Op
 from tests.eventually import eventually
 from tests.stage import PATIENCE, Gate, Theatre, does, fails
 
@@ -178,6 +179,17 @@ def test_calls_of_different_processes_do_not_wait_for_each_other(theatre: Theatr
     assert not call.done()
     gate.open()
     call.result()
+
+
+def test_execute_says_all_that_an_answer_has(theatre: Theatre) -> None:
+    play = theatre.play(does(b"1", b"2", response=b"init"), does(b"3", response=b"call"))
+    client, name = theatre.node.client, {"ns": "a/b", "id": play.id}
+    assert client.execute("init", **name).response == b"init"
+    answer = client.future.execute(Op.CALL, **name).result(PATIENCE)
+    assert (answer.response, answer.last_event_id) == (b"call", 3)
+    assert answer.task_id == client.trace(**name)[-1].task_id
+    with pytest.raises(InvalidRequest, match="op: expected one of init, call"):
+        client.execute("get", **name)
 
 
 def test_futures_carry_answers_and_errors(theatre: Theatre) -> None:

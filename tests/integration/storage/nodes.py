@@ -28,13 +28,12 @@ from progressor.engine.ports import (
     Completion,
     Hint,
     Lost,
-    Op,
     Refused,
     Request,
     Timer,
     TimerChange,
 )
-from progressor.model import Intent, TaskType, now
+from progressor.model import Intent, Op, TaskType, now
 from progressor.storage import sql
 from progressor.storage.committer import Committer
 

@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from progressor.engine.ports import Answered, Completed, Hint, Lost, Refused, Selection
+from progressor.engine.ports import Completed, Hint, Lost, Refused, Selection
 from progressor.errors import IdempotencyConflict, ProcessAlreadyExists, ProcessInInit, ProcessorError
-from progressor.model import Direction, Event, Intent, Range, TaskType, seconds
+from progressor.model import Answered, Direction, Event, Intent, Range, TaskType, seconds
 from progressor.storage import migrate
 from progressor.storage.embedded import EmbeddedPostgres
 from progressor.storage.postgres import PostgresStorage

@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 
-from progressor.engine.ports import Accepted, Answered, Claim, Claimed, Completed, Hint, Lost
+from progressor.engine.ports import Accepted, Claim, Claimed, Completed, Hint, Lost
 from progressor.errors import LeaseLost
-from progressor.model import Intent, SetTimer, TaskType, now
+from progressor.model import Answered, Intent, SetTimer, TaskType, now
 from progressor.storage.postgres import PostgresStorage
 from tests.integration.storage.conftest import MakeNode
 from tests.integration.storage.nodes import (

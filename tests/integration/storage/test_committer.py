@@ -14,9 +14,9 @@ import pytest
 from psycopg import errors as pg
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from progressor.engine.ports import Accepted, Answered, Batch, Completed
+from progressor.engine.ports import Accepted, Batch, Completed
 from progressor.errors import LeaseLost, StorageError, StorageRejected, StorageUnavailable
-from progressor.model import Event, Intent, Range
+from progressor.model import Answered, Event, Intent, Range
 from progressor.storage.committer import Committer
 from progressor.storage.embedded import EmbeddedPostgres
 from progressor.storage.errors import LEASE_LOST, translate, translated

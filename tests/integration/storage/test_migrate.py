@@ -12,9 +12,9 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from progressor.config import LONGEST_NAMESPACE
-from progressor.engine.ports import Answered, Selection
+from progressor.engine.ports import Selection
 from progressor.errors import StorageRejected, StorageUnavailable
-from progressor.model import Event, Intent, Range, SetTimer
+from progressor.model import Answered, Event, Intent, Range, SetTimer
 from progressor.storage import migrate
 from progressor.storage.embedded import EmbeddedPostgres
 from tests.conftest import Database, fresh_database

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from progressor.engine.ports import Accepted, Answered, Op, Refused, Request
+from progressor.engine.ports import Accepted, Refused, Request
 from progressor.errors import (
     IdempotencyConflict,
     ProcessAlreadyExists,
@@ -18,7 +18,7 @@ from progressor.errors import (
     ProcessRunning,
     StorageUnavailable,
 )
-from progressor.model import Intent, SetTimer, TaskType
+from progressor.model import Answered, Intent, Op, SetTimer, TaskType
 from progressor.storage.postgres import PostgresStorage
 from tests.integration.storage.nodes import BUSINESS, NS, Node, Tap, race, refusal, request, soon, started
 

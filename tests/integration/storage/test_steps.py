@@ -9,16 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from progressor.engine.lifecycle import Failure
-from progressor.engine.ports import (
-    Answered,
-    Claimed,
-    Completed,
-    Completion,
-    Lost,
-    Refused,
-    Timer,
-    TimerChange,
-)
+from progressor.engine.ports import Claimed, Completed, Completion, Lost, Refused, Timer, TimerChange
 from progressor.errors import (
     LeaseLost,
     ProcessInError,
@@ -27,7 +18,7 @@ from progressor.errors import (
     ProcessRunning,
     StorageRejected,
 )
-from progressor.model import Action, Event, Intent, Range, Remove, SetTimer, TaskType, UnsetTimer, now
+from progressor.model import Action, Answered, Event, Intent, Range, Remove, SetTimer, TaskType, UnsetTimer, now
 from progressor.storage.postgres import PostgresStorage
 from tests.integration.storage.nodes import (
     BUSINESS,

@@ -15,7 +15,6 @@ from progressor.engine import lifecycle
 from progressor.engine.history import History
 from progressor.engine.lifecycle import Failure, Kind
 from progressor.engine.ports import (
-    Answered,
     BrokenTask,
     Claimed,
     Completion,
@@ -28,6 +27,7 @@ from progressor.engine.ports import (
 from progressor.errors import ProcessorError
 from progressor.model import (
     Action,
+    Answered,
     Event,
     Intent,
     Process,

@@ -16,7 +16,7 @@ from erlang import OtpErlangAtom, OtpErlangBinary, OtpErlangList, OtpErlangPid, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from progressor.engine.ports import Answered, Refused
+from progressor.engine.ports import Refused
 from progressor.errors import (
     ProcessInError,
     ProcessNotFound,
@@ -24,7 +24,7 @@ from progressor.errors import (
     ProcessRunning,
     TransientError,
 )
-from progressor.model import TaskStatus
+from progressor.model import Answered, TaskStatus
 from progressor.storage import response
 
 TASK_ID = 12
