@@ -57,7 +57,8 @@ from progressor.storage import migrate
 from progressor.storage.committer import Committer
 from progressor.storage.leases import PostgresLeases
 from progressor.storage.listener import Listener
-from progressor.storage.postgres import Pools, PostgresStorage, make_pool
+from progressor.storage.pool import Pool
+from progressor.storage.postgres import Pools, PostgresStorage
 
 logger = logging.getLogger(__name__)
 
@@ -413,7 +414,7 @@ def _databases(config: Config) -> Iterable[_Database]:
         )
         if namespaces:
             pools = {
-                pool.name: make_pool(database.conninfo(), pool.size, pool.name)
+                pool.name: Pool(database.conninfo(), pool.size, pool.name)
                 for pool in config.pools.values()
                 if pool.database == name
             }

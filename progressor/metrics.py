@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class PoolStats(Protocol):
-    def get_stats(self) -> Mapping[str, int]: ...
+    def figures(self) -> Mapping[str, int]: ...
 
 
 NS = "prg_namespace"
@@ -73,11 +73,8 @@ class Metrics:
     def database(self, name: str, lease_age: float, pools: Mapping[str, PoolStats]) -> None:
         self.lease_age.labels(name).set(lease_age)
         for pool, connections in pools.items():
-            stats = connections.get_stats()
-            free = stats.get("pool_available", 0)
-            self.pool_connections.labels(pool, "free").set(free)
-            self.pool_connections.labels(pool, "busy").set(stats.get("pool_size", 0) - free)
-            self.pool_connections.labels(pool, "waited_for").set(stats.get("requests_waiting", 0))
+            for state, count in connections.figures().items():
+                self.pool_connections.labels(pool, state).set(count)
 
     def _duration(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"{name}_duration_ms", text, [NS, *labels], buckets=MS, registry=self.registry)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from progressor.engine.ports import BrokenTask, Claimed, Hint, Refused, Selection, Task
 from progressor.errors import ProcessAlreadyExists, StorageUnavailable
@@ -32,15 +32,11 @@ from progressor.model import (
     TraceUnit,
 )
 from progressor.storage import packing, response, sql
-from progressor.storage.committer import Connection, prepare_session, rows
+from progressor.storage.committer import Connection, rows
 from progressor.storage.errors import translated
+from progressor.storage.pool import PATIENCE, Pool
 
-Pool: TypeAlias = ConnectionPool[Connection]
 T = TypeVar("T")
-PATIENCE = 10.0
-"""Seconds to wait for a connection of a pool."""
-RECONNECT_TIMEOUT = 5.0
-"""Seconds of ever longer pauses between attempts to connect, then they begin anew: an outage leaves no long pause."""
 _LAST = 2**63 - 1
 _TAKEOVER_PATIENCE = 2.0
 """Seconds. What the caller knows grows old: an outage must not come between."""
@@ -54,20 +50,6 @@ class Pools:
     steps: Pool
     scan: Pool
     front: Pool
-
-
-def make_pool(conninfo: Mapping[str, Any], size: int, name: str) -> Pool:
-    """A pool of at most `size` connections; it must be opened."""
-    return ConnectionPool(
-        kwargs={"application_name": f"progressor {name}", **conninfo, "autocommit": True},
-        min_size=1,
-        max_size=size,
-        name=name,
-        open=False,
-        timeout=PATIENCE,
-        reconnect_timeout=RECONNECT_TIMEOUT,
-        configure=prepare_session,
-    )
 
 
 class PostgresStorage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+from typing import Any
 
 import pytest
 
@@ -183,7 +184,8 @@ def test_calls_of_different_processes_do_not_wait_for_each_other(theatre: Theatr
 
 def test_execute_says_all_that_an_answer_has(theatre: Theatre) -> None:
     play = theatre.play(does(b"1", b"2", response=b"init"), does(b"3", response=b"call"))
-    client, name = theatre.node.client, {"ns": "a/b", "id": play.id}
+    client = theatre.node.client
+    name: dict[str, Any] = {"ns": "a/b", "id": play.id}
     assert client.execute("init", **name).response == b"init"
     answer = client.future.execute(Op.CALL, **name).result(PATIENCE)
     assert (answer.response, answer.last_event_id) == (b"call", 3)

@@ -11,7 +11,8 @@ import pytest
 
 from progressor.storage import migrate
 from progressor.storage.embedded import EmbeddedPostgres
-from progressor.storage.postgres import Pools, PostgresStorage, make_pool
+from progressor.storage.pool import Pool
+from progressor.storage.postgres import Pools, PostgresStorage
 from tests.conftest import Database, fresh_database
 from tests.integration.storage.nodes import NS, ORDER, SECOND_NS, Node, Tap
 
@@ -68,6 +69,7 @@ def storage(migrated: Database) -> Iterator[PostgresStorage]:
 
 @contextmanager
 def open_storage(database: Database) -> Iterator[PostgresStorage]:
-    pool = make_pool(database.conninfo, 2, "test")
-    with pool:
+    pool = Pool(database.conninfo, 2, "test")
+    pool.open()
+    with closing(pool):
         yield PostgresStorage(Pools(pool, pool, pool))
