@@ -1,7 +1,7 @@
 """The composition root: the one module that knows all parts and puts them together.
 
 Root (one_for_one)
-|- database NAME (rest_for_one)       lease keeper, writer, listener
+|- database NAME (rest_for_one)       writer, lease keeper, listener
 |- namespace NAME (one_for_all)       scheduler, worker pool, scanner, zombie collector
 |- http                               metrics and health
 """
@@ -214,7 +214,9 @@ class Node:
         def listener() -> Actor:
             return Listener(db.conninfo, lambda: lease.epoch, self._announce)
 
-        children = [ChildSpec("lease", keeper), ChildSpec("writer", writer), ChildSpec("listener", listener)]
+        # A writer that dies takes results with it. The lease stands behind it, so that its death ends the epoch too:
+        # what the node had in its hands is taken over, and nothing waits for what will not come.
+        children = [ChildSpec("writer", writer), ChildSpec("lease", keeper), ChildSpec("listener", listener)]
         return lambda: Supervisor(children, strategy=Strategy.REST_FOR_ONE, intensity=RESTARTS, period=RESTART_PERIOD)
 
     def _of_namespace(self, ns: NamespaceConfig) -> Callable[[], Supervisor]:

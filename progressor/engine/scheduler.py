@@ -92,7 +92,7 @@ class Scheduler(Actor):
         self._inits: dict[str, list[Future[None]]] = {}
         self._expected: dict[int, Hint] = {}
         self._by_time: list[tuple[datetime, int]] = []
-        self._claiming = 0
+        self._claiming: set[int] = set()
         self._alarm: tuple[datetime, TimerHandle] | None = None
         self._wants_more = False
         self._draining = False
@@ -143,8 +143,8 @@ class Scheduler(Actor):
             self._accepted(accept, result)
         for complete, fate in committed.completed:
             self._completed(complete, fate)
-        for _, found in committed.claimed:
-            self._claimed(found)
+        for claim, found in committed.claimed:
+            self._claimed(claim, found)
         for ended in committed.ended:
             self._callers.answer(ended.task_id, ended.answer)
         self._claim_due()
@@ -170,6 +170,7 @@ class Scheduler(Actor):
         task = completion.task
         self._held.pop(task.token, None)
         if isinstance(fate, Lost):
+            self._histories.forget(task.process_id)
             self._metrics.fenced()
             logger.warning("task %d of %s: the result came too late", task.task_id, task.process_id)
         else:
@@ -186,18 +187,19 @@ class Scheduler(Actor):
     def _continue(self, complete: Complete, fate: Completed) -> None:
         completion = complete.completion
         history = completion.history
-        if history is not None:
+        if history is None or fate.removed:
+            self._histories.forget(completion.task.process_id)
+        else:
             history.extend(completion.events)
+            self._histories.put(completion.task.process_id, history)
         if fate.next is not None:
             self._hold(fate.next)
-        elif history is not None and not fate.removed:
-            self._histories.put(completion.task.process_id, history)
         for hint in fate.hints:
             if hint.at <= datetime.now(UTC) + self._horizon:
                 self._remember(hint)
 
-    def _claimed(self, found: Claimed | Hint | None) -> None:
-        self._claiming -= 1
+    def _claimed(self, claim: Claim, found: Claimed | Hint | None) -> None:
+        self._claiming.discard(claim.token)
         match found:
             case Claimed():
                 self._hold(found)
@@ -231,7 +233,7 @@ class Scheduler(Actor):
             ready=len(self._ready),
             oldest_ready=self._ready.oldest_age,
             idle_workers=self._ready.idle_workers,
-            held=len(self._held) + self._claiming,
+            held=len(self._held) + len(self._claiming),
             expected=len(self._expected),
             waiting_callers=len(self._callers),
         )
@@ -240,6 +242,8 @@ class Scheduler(Actor):
         """Callers stay: whoever ends their tasks now, the database will tell. So does what began under the new epoch
         before this was heard of."""
         epoch = self._lease.epoch
+        self._claiming.clear()  # a writer that died has forgotten them
+        self._histories.clear()
         self._held = {token: task for token, task in self._held.items() if task.owner == epoch}
         for claimed in self._ready.take_all():
             if claimed.task.owner == epoch:
@@ -289,14 +293,14 @@ class Scheduler(Actor):
         for start in range(0, len(claims), CLAIM_BATCH):
             batch = claims[start : start + CLAIM_BATCH]
             if self._directory.cast(Role.WRITER, self._database, ClaimTasks(self._ns, batch)):
-                self._claiming += len(batch)
+                self._claiming.update(claim.token for claim in batch)
         if self._wants_more and len(self._expected) < MAX_EXPECTED // 2:
             self._wants_more = False
             self._directory.cast(Role.SCANNER, self._ns, ScanTimers())
         self._set_alarm(now)
 
     def _has_room(self, more: int) -> bool:
-        return len(self._ready) + self._claiming + more < self._room
+        return len(self._ready) + len(self._claiming) + more < self._room
 
     def _set_alarm(self, now: datetime) -> None:
         if not self._by_time:

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from functools import partial
+from threading import Event as Flag
+from threading import Lock
 from time import monotonic
+from typing import TypeVar
 
 from progressor.config import RetryPolicy
 from progressor.engine import lifecycle
 from progressor.engine.directory import Directory, Role
-from progressor.engine.history import Histories, History
+from progressor.engine.history import Histories, History, Unread
 from progressor.engine.lease import Lease
 from progressor.engine.messages import Complete
 from progressor.engine.ports import Claimed, Completion, Storage, Task
 from progressor.engine.ready import ReadyQueue, Work
 from progressor.engine.tokens import Tokens
-from progressor.errors import ProcessorError, StorageError, TransientError
+from progressor.errors import LeaseLost, ProcessorError, StorageError, TransientError
 from progressor.metrics import NamespaceMetrics
-from progressor.model import Direction, Intent, Process, Range, StepRequest, TaskType, now
+from progressor.model import Direction, Event, Intent, Process, Range, StepRequest, TaskType, now
 from progressor.otp import Actor
 from progressor.processor import Processor
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 EVERYTHING = Range()
 LOAD_PAUSE = 0.2
@@ -102,7 +107,7 @@ class Worker(Actor):
             bench.claimed, bench.started = claimed, monotonic()
         result = self._process(claimed.task, process)
         shop.metrics.processed(claimed.task.task_type, monotonic() - bench.started)
-        return lifecycle.decide(claimed, result, shop.policy, now(), shop.tokens.next())
+        return lifecycle.decide(_remembering(claimed, process), result, shop.policy, now(), shop.tokens.next())
 
     def _process(self, task: Task, process: Process) -> Intent | lifecycle.Failure:
         if task.task_type is TaskType.REMOVE:
@@ -117,33 +122,53 @@ class Worker(Actor):
     def _load(self, claimed: Claimed) -> tuple[Claimed, Process] | None:
         """What `load` does; None when the lease was lost before the database answered."""
         shop = self._shop
-        while claimed.task.owner == shop.lease.epoch:
+        try:
+            return self._patiently(
+                claimed, lambda: load(claimed, shop.storage, shop.ns, shop.histories, partial(self._read, claimed))
+            )
+        except LeaseLost:
+            return None
+
+    def _read(self, claimed: Claimed, range_: Range) -> Sequence[Event]:
+        """Events that the step looks at. The time that this takes is not the processor's: its deadline stands still."""
+        bench, storage, process_id = self._bench, self._shop.storage, claimed.task.process_id
+        with bench.lock:
+            spent = monotonic() - bench.started
+            is_mine = bench.claimed is not None and bench.claimed.task is claimed.task
+            if is_mine:
+                bench.started = math.inf
+        try:
+            return self._patiently(claimed, lambda: storage.events(self._shop.ns, process_id, range_))
+        finally:
+            with bench.lock:
+                if is_mine and bench.claimed is not None and bench.claimed.task is claimed.task:
+                    bench.started = monotonic() - spent
+
+    def _patiently(self, claimed: Claimed, read: Callable[[], T]) -> T:
+        """Reads, and while the database is away tries again. Raises LeaseLost when the result would be in vain."""
+        while claimed.task.owner == self._shop.lease.epoch:
             try:
-                return load(claimed, shop.storage, shop.ns, shop.histories)
+                return read()
             except StorageError as error:
                 logger.warning("process %s: %s", claimed.task.process_id, error)
-                Event().wait(LOAD_PAUSE)
-        return None
+                Flag().wait(LOAD_PAUSE)
+        raise LeaseLost
 
 
-def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> tuple[Claimed, Process]:
+def load(
+    claimed: Claimed, storage: Storage, ns: str, histories: Histories, read: Callable[[Range], Sequence[Event]]
+) -> tuple[Claimed, Process]:
     """The task with its history, and the process as its processor will see it.
 
-    Reads what the memory does not have: the events that are missing there, or just the range of the task.
+    Reads the events that the memory lacks at its end; those that it lacks at its beginning are read when looked at.
     """
     task, process = claimed.task, claimed.process
     range_ = task_range(claimed)
-    history = claimed.history or histories.take(task.process_id)
-    if history is not None and history.created_at != process.created_at:
-        history = None  # of a process that was removed, and made again
-    if history is None and range_ is EVERYTHING:
-        history = History(created_at=process.created_at)
-    if history is None:
-        events = storage.events(ns, task.process_id, range_)
-    else:
-        if history.last_event_id < process.last_event_id:
-            history.extend(storage.events(ns, task.process_id, Range(offset=history.last_event_id)))
-        events = history.slice(range_)
+    history = histories.take(task.process_id)
+    if history is None or history.created_at != process.created_at:  # of a process that was removed, and made again
+        history = History(created_at=process.created_at, first=process.last_event_id)
+    if history.last_event_id < process.last_event_id:
+        history.extend(storage.events(ns, task.process_id, Range(offset=history.last_event_id)))
     broken = None
     if task.task_type is TaskType.REPAIR and process.corrupted_by is not None:
         broken = storage.broken_task(ns, process.corrupted_by)
@@ -153,7 +178,7 @@ def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> t
         process.detail,
         process.aux_state,
         process.metadata,
-        events,
+        history.slice(range_, read),
         process.last_event_id,
         range_,
         process.created_at,
@@ -162,6 +187,15 @@ def load(claimed: Claimed, storage: Storage, ns: str, histories: Histories) -> t
         process.corrupted_by,
     )
     return Claimed(task, process, history, broken), seen
+
+
+def _remembering(claimed: Claimed, process: Process) -> Claimed:
+    """The task with the whole history, if the step has read it."""
+    seen = process.history
+    if process.range is EVERYTHING and isinstance(seen, Unread) and seen.events is not None:
+        history = History(seen.events, process.created_at)
+        return Claimed(claimed.task, claimed.process, history, claimed.broken)
+    return claimed
 
 
 def task_range(claimed: Claimed) -> Range:

@@ -372,7 +372,7 @@ def _next(row: Row, completion: Completion, epoch: int) -> Claimed:
             epoch,
             completion.next_token,
         )
-    return Claimed(task, completion.process, completion.history)
+    return Claimed(task, completion.process)
 
 
 def _claimed(cursor: Cursor, claims: Sequence[Claim], epoch: int) -> list[Claimed | Hint | None]:

@@ -49,12 +49,16 @@ def ident(event: Event) -> int:
     return event.event_id
 
 
+def unread(range: Range) -> Sequence[Event]:
+    raise AssertionError(f"all is in memory, {range} was read")
+
+
 # A slice
 
 
 @given(LENGTHS, RANGES)
 def test_a_slice_is_what_the_range_says(length: int, range: Range) -> None:
-    assert list(History(events(length)).slice(range)) == model(length, range)
+    assert list(History(events(length)).slice(range, unread)) == model(length, range)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +80,13 @@ def test_a_slice_is_what_the_range_says(length: int, range: Range) -> None:
     ],
 )
 def test_the_slices_of_five_events(range: Range, ids: list[int]) -> None:
-    assert [e.event_id for e in History(events(5)).slice(range)] == ids
+    assert [e.event_id for e in History(events(5)).slice(range, unread)] == ids
 
 
 @given(LENGTHS, st.integers(0, 5), RANGES)
 def test_a_slice_stays_as_it_is_when_the_history_grows(length: int, more: int, range: Range) -> None:
     history = History(events(length))
-    slice_ = history.slice(range)
+    slice_ = history.slice(range, unread)
     history.extend(events(length + more, after=length))
     assert list(slice_) == model(length, range)
     assert len(slice_) == len(model(length, range))
@@ -92,7 +96,7 @@ def test_a_slice_stays_as_it_is_when_the_history_grows(length: int, more: int, r
 @given(LENGTHS, RANGES, INDEXES)
 def test_a_slice_is_indexed_like_a_list(length: int, range: Range, index: int) -> None:
     history, expected = History(events(length)), model(length, range)
-    slice_ = history.slice(range)
+    slice_ = history.slice(range, unread)
     history.extend(events(length + 3, after=length))
     if -len(expected) <= index < len(expected):
         assert slice_[index] is expected[index]
@@ -104,14 +108,14 @@ def test_a_slice_is_indexed_like_a_list(length: int, range: Range, index: int) -
 @given(LENGTHS, RANGES, st.slices(LONGEST + 3))
 def test_a_slice_is_sliced_like_a_list(length: int, range: Range, part: slice) -> None:
     history, expected = History(events(length)), model(length, range)
-    slice_ = history.slice(range)
+    slice_ = history.slice(range, unread)
     history.extend(events(length + 3, after=length))
     assert list(slice_[part]) == expected[part]
 
 
 @given(LENGTHS, RANGES)
 def test_a_slice_is_a_sequence(length: int, range: Range) -> None:
-    slice_, expected = History(events(length)).slice(range), model(length, range)
+    slice_, expected = History(events(length)).slice(range, unread), model(length, range)
     assert isinstance(slice_, Sequence)
     assert list(reversed(slice_)) == expected[::-1]
     assert bool(slice_) is bool(expected)
@@ -121,14 +125,14 @@ def test_a_slice_is_a_sequence(length: int, range: Range) -> None:
 
 @given(LENGTHS, LENGTHS, RANGES)
 def test_slices_are_equal_when_their_events_are(length: int, other: int, range: Range) -> None:
-    slice_ = History(events(length)).slice(range)
-    assert slice_ == History(events(length)).slice(range)
+    slice_ = History(events(length)).slice(range, unread)
+    assert slice_ == History(events(length)).slice(range, unread)
     assert slice_ == tuple(model(length, range))
-    assert (slice_ == History(events(other)).slice(range)) is (model(length, range) == model(other, range))
+    assert (slice_ == History(events(other)).slice(range, unread)) is (model(length, range) == model(other, range))
 
 
 def test_the_whole_history_is_not_copied() -> None:
-    assert repr(History(events(5)).slice(Range())) == "<5 events>"
+    assert repr(History(events(5)).slice(Range(), unread)) == "<5 events>"
 
 
 # A history
@@ -139,6 +143,34 @@ def test_the_size_of_a_history_counts_its_payloads_and_something_for_the_rest() 
     history.extend([Event(b""), Event(b"1")])
     assert history.size == HISTORY_OVERHEAD + 6 + 3 * EVENT_OVERHEAD
     assert History().size > 0
+
+
+# What is not in memory
+
+
+@given(LENGTHS, LENGTHS, RANGES)
+def test_what_is_not_in_memory_is_read_when_looked_at(length: int, first: int, range: Range) -> None:
+    looks: list[Range] = []
+
+    def read(range: Range) -> Sequence[Event]:
+        looks.append(range)
+        return model(length, range)
+
+    first = min(first, length)
+    seen, expected = History(events(length, first), first=first).slice(range, read), model(length, range)
+    assert len(seen) == len(expected)
+    assert not looks
+    assert list(seen) == list(seen) == expected
+    assert seen == tuple(expected)
+    assert len(looks) == (1 if expected and min(map(ident, expected)) <= first else 0)
+
+
+def test_what_a_step_was_shown_stays_as_it_is() -> None:
+    seen = History(events(2), first=0).slice(Range(), unread)
+    history = History(first=2)
+    late = history.slice(Range(), lambda _: events(3))
+    history.extend([event(3)])
+    assert (len(seen), list(late), history.last_event_id) == (2, events(2), 3)
 
 
 # Histories
@@ -246,3 +278,19 @@ def test_threads_share_histories() -> None:
     for n in range(100):  # the bytes are counted right, else these would not fit
         histories.put(str(n), sized(0))
     assert all(histories.take(str(n)) for n in range(100))
+
+
+def test_what_is_in_use_counts() -> None:
+    histories = Histories(2 * LEAST)
+    for name in "ab":
+        histories.put(name, sized(0))
+        assert histories.take(name) is not None
+    histories.put("c", sized(0))
+    assert histories.take("c") is None
+    histories.forget("a")
+    histories.put("c", sized(0))
+    assert histories.take("c") is not None
+    histories.clear()
+    histories.put("a", sized(0))
+    histories.put("b", sized(0))
+    assert histories.take("a") is not None
