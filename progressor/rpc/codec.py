@@ -1,0 +1,163 @@
+"""Thrift's binary protocol, strict, one message or struct at a time.
+
+The generated code takes what it gets: unions with no member or two, structs without required fields, numbers that are
+no member of an enum. Here all of that is an error, as it is for the Erlang codec.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Hashable
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
+from thrift.protocol.TProtocol import TProtocolException
+from thrift.Thrift import TMessageType
+from thrift.transport.TTransport import TMemoryBuffer
+
+from progressor.rpc.gen.base import ttypes as base
+from progressor.rpc.gen.event_sink import ttypes as event_sink
+from progressor.rpc.gen.lifecycle_sink import ttypes as lifecycle_sink
+from progressor.rpc.gen.msgpack import ttypes as msgpack
+from progressor.rpc.gen.state_processing import ttypes as state_processing
+
+T = TypeVar("T")
+VERSION = 0x80010000
+_UNIONS = (
+    base.Timer,
+    msgpack.Value,
+    event_sink.SinkEvent,
+    lifecycle_sink.LifecycleEventData,
+    lifecycle_sink.MachineLifecycleEvent,
+    state_processing.MachineStatus,
+    state_processing.Reference,
+    state_processing.Signal,
+    state_processing.TimerAction,
+)
+_ENUMS: dict[tuple[type, str], type[IntEnum]] = {
+    (state_processing.HistoryRange, "direction"): state_processing.Direction,
+    (base.TimestampIntervalBound, "bound_type"): base.BoundType,
+}
+
+
+class DecodeError(Exception):
+    """The bytes are not what they should be; the text says why."""
+
+
+class NotStrict(DecodeError):
+    """The message does not begin as the strict binary protocol does."""
+
+
+def encode(value: Any) -> bytes:
+    """A bare struct. Raises ValueError when it is incomplete."""
+    return _write(value.write, value)
+
+
+def encode_message(name: str, kind: int, seqid: int, value: Any) -> bytes:
+    def write(protocol: Any) -> None:
+        protocol.writeMessageBegin(name, kind, seqid)
+        value.write(protocol)
+        protocol.writeMessageEnd()
+
+    return _write(write, value)
+
+
+def decode(cls: type[T], data: bytes) -> T:
+    """A bare struct, and nothing behind it."""
+    value: Any = cls()
+    transport = TMemoryBuffer(data)
+    try:
+        value.read(TBinaryProtocolAccelerated(transport, fallback=False))
+        check(value)
+    except DecodeError:
+        raise
+    except RecursionError:
+        raise DecodeError("too deep") from None
+    except Exception as error:  # the C code raises many kinds: EOFError, TypeError, OverflowError, TProtocolException
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    if transport.cstringio_buf.read(1):
+        raise DecodeError("trailing bytes")
+    found: T = value
+    return found
+
+
+def message_head(data: bytes) -> tuple[str, int, int, bytes]:
+    """Name, kind and sequence number of a message, and the bytes of its struct."""
+    if len(data) < 4:
+        raise DecodeError("no message")
+    (head,) = struct.unpack_from(">I", data)
+    if not head & 0x80000000:
+        raise NotStrict("no binary protocol version")
+    if head & 0xFFFF0000 != VERSION:
+        raise NotStrict(f"bad binary protocol version: {(head >> 16) & 0x7FFF}")
+    try:
+        (length,) = struct.unpack_from(">i", data, 4)
+        name = data[8 : 8 + length].decode()
+        (seqid,) = struct.unpack_from(">i", data, 8 + length)
+    except (struct.error, UnicodeDecodeError) as error:
+        raise DecodeError(f"no message: {error}") from error
+    if length < 0:
+        raise DecodeError("no message: negative length of its name")
+    return name, head & 0xFF, seqid, data[12 + length :]
+
+
+def check(value: Any) -> None:
+    """Raises DecodeError when a required field, or the one member of a union, is missing."""
+    if isinstance(value, list):
+        for item in value:
+            check(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check(key)
+            check(item)
+    elif hasattr(value, "thrift_spec"):
+        _check_struct(value)
+
+
+def _check_struct(value: Any) -> None:
+    members = vars(value)
+    name = type(value).__name__
+    if isinstance(value, _UNIONS) and sum(member is not None for member in members.values()) != 1:
+        raise DecodeError(f"{name} needs exactly one member")
+    try:
+        value.validate()
+    except TProtocolException as error:
+        raise DecodeError(f"{name}: {error.message}") from error
+    for field, member in members.items():
+        if member is None or isinstance(member, str | bytes | int | float):
+            enum = _ENUMS.get((type(value), field))
+            if enum is not None and member is not None and member not in tuple(enum):
+                raise DecodeError(f"{name}.{field}: no member of {enum.__name__}: {member!r}")
+        else:
+            check(member)
+
+
+def _write(write: Any, value: Any) -> bytes:
+    try:
+        check(value)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    transport = TMemoryBuffer()
+    write(TBinaryProtocolAccelerated(transport, fallback=False))
+    data: bytes = transport.getvalue()
+    return data
+
+
+def _hash(value: Any) -> int:
+    """A Value may be a key of another one, and the generated class has no hash."""
+    return hash(tuple(_hashable(member) for member in vars(value).values()))
+
+
+def _hashable(member: Any) -> Hashable:
+    if isinstance(member, list):
+        return tuple(member)
+    if isinstance(member, dict):
+        return frozenset(member.items())
+    return member  # type: ignore[no-any-return]
+
+
+msgpack.Value.__hash__ = _hash  # type: ignore[assignment,method-assign]
+msgpack.Nil.__hash__ = _hash  # type: ignore[assignment,method-assign]
+
+CALL, REPLY, EXCEPTION, ONEWAY = TMessageType.CALL, TMessageType.REPLY, TMessageType.EXCEPTION, TMessageType.ONEWAY

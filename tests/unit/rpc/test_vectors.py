@@ -1,0 +1,146 @@
+"""The golden bytes of the wire, and what lies beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from progressor.rpc import codec, values
+from progressor.rpc.codec import DecodeError
+from progressor.rpc.gen.event_sink.ttypes import SinkEvent
+from progressor.rpc.gen.lifecycle_sink.ttypes import LifecycleEvent
+from progressor.rpc.gen.msgpack.ttypes import Nil, Value
+from progressor.rpc.gen.state_processing import Automaton, Processor
+from progressor.rpc.gen.state_processing.ttypes import Content, HistoryRange, MachineStatus
+from progressor.rpc.values import Dialect
+
+VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())
+STRUCTS = {"event_sink.SinkEvent": SinkEvent, "lifecycle_sink.LifecycleEvent": LifecycleEvent}
+MESSAGES = [v for v in VECTORS["thrift"] if v["kind"] == "message" and "unknown_method" not in v["name"]]
+TERMS = {v["name"]: v for v in VECTORS["etf"]}
+
+
+@pytest.mark.parametrize("vector", [v for v in VECTORS["thrift"] if v["kind"] != "message"], ids=lambda v: v["name"])
+def test_structs(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["hex"])
+    assert codec.encode(codec.decode(STRUCTS[vector["kind"].removeprefix("struct:")], data)) == data
+
+
+@pytest.mark.parametrize("vector", MESSAGES, ids=lambda v: v["name"])
+def test_messages(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["hex"])
+    name, kind, seqid, body = codec.message_head(data)
+    service = Processor if name.startswith("Process") else Automaton
+    value = codec.decode(getattr(service, f"{name}_{'args' if kind == codec.CALL else 'result'}"), body)
+    again = codec.encode_message(name, kind, seqid, value)
+    if "erlang_field_order" in vector["name"] or "no_direction" in vector["name"]:
+        assert codec.decode(type(value), codec.message_head(again)[3]) == value
+    else:
+        assert again == data
+
+
+@pytest.mark.parametrize("form", ["hex", "hex_latin1_atoms"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("etf_mg_bin", Value(bin=b"\1\2\3")),
+        ("etf_mg_nil", Value(nl=Nil())),
+        ("etf_mg_str", Value(str="a")),
+        ("etf_mg_arr", Value(arr=[Value(i=1), Value(b=True), Value(flt=1.5)])),
+        ("etf_mg_arr_empty", Value(arr=[])),
+        ("etf_mg_obj", Value(obj={Value(str="k"): Value(i=-1)})),
+    ],
+)
+def test_terms(name: str, form: str, value: Value) -> None:
+    data = bytes.fromhex(TERMS[name][form])
+    assert values.load(data) == value
+    if form == "hex":
+        assert values.store(value, Dialect.HELLGATE) == data
+
+
+SCALARS = st.one_of(
+    st.just(Value(nl=Nil())),
+    st.builds(Value, b=st.booleans()),
+    st.builds(Value, i=st.integers(-(2**63), 2**63 - 1)),
+    st.builds(Value, flt=st.floats(allow_nan=False, allow_infinity=False)),
+    st.builds(Value, str=st.text()),
+    st.builds(Value, bin=st.binary()),
+)
+ALL = st.recursive(
+    SCALARS,
+    lambda inner: st.builds(Value, arr=st.lists(inner)) | st.builds(Value, obj=st.dictionaries(SCALARS, inner)),
+    max_leaves=10,
+)
+
+
+@given(ALL, st.sampled_from(Dialect))
+def test_a_value_comes_back(value: Value, dialect: Dialect) -> None:
+    assert values.load(values.store(value, dialect)) == value
+    wrapped = Value(bin=values.store(value, Dialect.HELLGATE))
+    assert values.load(values.store(wrapped, dialect)) == wrapped
+    assert codec.decode(Value, codec.encode(value)) == value
+
+
+@given(st.binary().filter(lambda data: not data.startswith(b"\x83")))
+def test_plain_bytes_stay_as_they_are(data: bytes) -> None:
+    assert values.store(Value(bin=data)) == data
+    assert values.load(data) == Value(bin=data)
+
+
+@given(st.binary())
+def test_any_bytes_can_be_read(data: bytes) -> None:
+    for stored in (data, b"\x83" + data, b"\x83h\x02" + data, b"\x83P" + data):
+        assert values.load(values.store(Value(bin=stored))) == Value(bin=stored)
+        assert values.load_content(stored).data is not None
+
+
+def test_compressed_terms_are_read_within_bounds() -> None:
+    term = values.store(Value(str="x" * 1000), Dialect.HELLGATE)[1:]
+    assert values.load(b"\x83P" + struct.pack(">I", len(term)) + zlib.compress(term)) == Value(str="x" * 1000)
+    bomb = b"\x83P" + struct.pack(">I", 2**31) + zlib.compress(bytes(values.MAX_INFLATED + 1))
+    assert values.load(bomb) == Value(bin=bomb)
+
+
+def test_content() -> None:
+    value = values.store(Value(bin=b"state"), Dialect.HELLGATE)[1:]
+    tag = b"w\x14mg_stateproc_Content"
+    assert values.load_content(b"\x83h\x03" + tag + b"w\tundefined" + value) == Content(data=Value(bin=b"state"))
+    assert values.load_content(b"\x83h\x03" + tag + b"a\x07" + value) == Content(7, Value(bin=b"state"))
+    assert values.load_content(None) == Content(data=Value(nl=Nil()))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Value(), Value(flt=math.nan), Value(flt=math.inf), Value(arr=[Value()]), Value(obj={Value(arr=[]): Value(i=1)})],
+)
+def test_what_has_no_form_is_refused(value: Value) -> None:
+    with pytest.raises(ValueError, match="one member"):
+        values.store(value, Dialect.HELLGATE)
+
+
+@pytest.mark.parametrize(
+    ("cls", "data", "problem"),
+    [
+        (Value, b"\0", "exactly one member"),
+        (Value, b"\x02\0\x02\1\x0a\0\x03\0\0\0\0\0\0\0\1\0", "exactly one member"),
+        (Value, b"\x02\0\x02\1", "EOF"),
+        (Value, b"\x02\0\x02\1\0\0", "trailing"),
+        (Value, b"\x0b\0\x06\x7f\xff\xff\xff", "."),
+        (Value, b"\x0f\0\x08\x0c\x7f\xff\xff\xff", "."),
+        (Value, b"\x0f\0\x08\x0c\0\0\0\1" * 100_000, "."),
+        (HistoryRange, b"\x08\0\x03\0\0\0\x09\0", "Direction"),
+        (Content, b"\0", "Content"),
+        (MachineStatus, b"\0", "exactly one"),
+    ],
+)
+def test_bad_bytes_are_refused(cls: type, data: bytes, problem: str) -> None:
+    with pytest.raises(DecodeError, match=problem):
+        codec.decode(cls, data)
