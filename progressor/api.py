@@ -179,6 +179,10 @@ class FutureClient:
             get, self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout
         )
 
+    def timer(self, *, ns: str, id: str) -> Future[datetime | None]:
+        """When the timer of a process fires; None when it has none, or when it runs."""
+        return self._engine.readers.submit(self._engine.namespace(ns).storage.timer, ns, id)
+
     def put(
         self, *, ns: str, id: str, process: Process, action: Action | None = None, context: bytes = b""
     ) -> Future[None]:

@@ -3,7 +3,7 @@
 Root (one_for_one)
 |- database NAME (rest_for_one)       writer, lease keeper, listener
 |- namespace NAME (one_for_all)       scheduler, worker pool, scanner, zombie collector
-|- http                               metrics and health
+|- http                               metrics, health, the Automaton
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Self
 from prometheus_client import generate_latest
 
 from progressor import config as configuration
-from progressor.api import Client, Engine, Namespace
+from progressor.api import Client, Engine, FutureClient, Namespace
 from progressor.config import Config, NamespaceConfig
 from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories
@@ -52,6 +52,7 @@ from progressor.otp import (
     start_root,
 )
 from progressor.processor import Processor, resolve
+from progressor.rpc.automaton import Automaton
 from progressor.rpc.http import HttpServer
 from progressor.storage import migrate
 from progressor.storage.committer import Committer
@@ -300,7 +301,13 @@ class Node:
         def health() -> tuple[Health, Mapping[str, Any]]:
             return self.health()
 
-        return lambda: HttpServer(address, self.scrape, health, lambda: self.is_ready, announce)
+        def server() -> Actor:
+            dialects = {ns.name: ns.dialect for ns in self._config.namespaces.values()}
+            automaton = Automaton(FutureClient(self._engine()), dialects)
+            services = {"/v1/automaton": automaton.answer}
+            return HttpServer(address, self.scrape, health, lambda: self.is_ready, announce, services)
+
+        return server
 
     # Its parts
 

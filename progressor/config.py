@@ -31,6 +31,8 @@ T = TypeVar("T")
 LONGEST_NAMESPACE: Final = 63 - len("_tasks_idempotency_key_idx")
 """Bytes of UTF-8 that a namespace may have: PostgreSQL cuts longer identifiers silently."""
 
+DIALECTS: Final = ("plain", "hellgate")
+"""How the Values of the machinegun protocol are stored (docs/thrift.md, "Values")."""
 STORAGE_CLIENTS: Final = ("postgres",)
 
 RETRYABLE_WHEN_INTERRUPTED: Final = (TaskType.INIT, TaskType.CALL, TaskType.REPAIR)
@@ -63,6 +65,7 @@ _NAMESPACE_DEFAULTS: Final[Mapping[str, Any]] = {
     "task_scan_timeout": 10,
     "call_scan_timeout": 3,
     "retry_interrupted": [],
+    "dialect": "plain",
     "retry_policy": {
         "initial_timeout": 3,
         "backoff_coefficient": 1.2,
@@ -130,6 +133,7 @@ class NamespaceConfig:
     call_scan_timeout: float
     retry_policy: RetryPolicy
     retry_interrupted: frozenset[TaskType]
+    dialect: str
     processor: ProcessorConfig
     notifier: NotifierConfig | None
     storage: StorageConfig
@@ -309,6 +313,7 @@ def _namespace(name: str, reader: _Reader, names: _Names) -> NamespaceConfig:
             call_scan_timeout=reader.take("call_scan_timeout", _duration),
             retry_policy=_retry_policy(reader.table("retry_policy", merged=True)),
             retry_interrupted=frozenset(reader.each("retry_interrupted", _retry_interrupted)),
+            dialect=reader.take("dialect", _one_of(DIALECTS)),
             processor=_processor(reader.table("processor")),
             notifier=_notifier(reader.table("notifier"), names) if reader.has("notifier") else None,
             storage=_storage(reader.table("storage", merged=True), names),

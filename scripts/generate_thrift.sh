@@ -12,7 +12,7 @@ command -v thrift >/dev/null || {
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 for idl in progressor/rpc/idl/*.thrift; do
-  thrift --strict --gen py:enum -out "$made" "$idl"
+  thrift --strict --gen py -out "$made" "$idl"
 done
 find "$made" -name '*-remote' -delete # command line clients that nobody needs
 case "${1:-}" in

@@ -256,6 +256,9 @@ class Storage(Protocol):
     def get(self, ns: str, process_id: str, range: Range, patience: float = ...) -> Process | None:
         """Waits for a connection at most `patience` seconds."""
 
+    def timer(self, ns: str, process_id: str) -> datetime | None:
+        """When the timer of a process fires; None when it has none, or when it runs."""
+
     def put(self, ns: str, process: Process, action: Action | None, context: bytes) -> Hint | None:
         """Raises ProcessAlreadyExists."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Hashable
-from enum import IntEnum
 from typing import Any, TypeVar
 
 from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
@@ -35,7 +34,7 @@ _UNIONS = (
     state_processing.Signal,
     state_processing.TimerAction,
 )
-_ENUMS: dict[tuple[type, str], type[IntEnum]] = {
+_ENUMS: dict[tuple[type, str], Any] = {
     (state_processing.HistoryRange, "direction"): state_processing.Direction,
     (base.TimestampIntervalBound, "bound_type"): base.BoundType,
 }
@@ -127,7 +126,7 @@ def _check_struct(value: Any) -> None:
     for field, member in members.items():
         if member is None or isinstance(member, str | bytes | int | float):
             enum = _ENUMS.get((type(value), field))
-            if enum is not None and member is not None and member not in tuple(enum):
+            if enum is not None and member is not None and member not in enum._VALUES_TO_NAMES:  # noqa: SLF001 - the generated code's own table
                 raise DecodeError(f"{name}.{field}: no member of {enum.__name__}: {member!r}")
         else:
             check(member)

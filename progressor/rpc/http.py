@@ -1,31 +1,59 @@
-"""`/metrics` for Prometheus, `/health` for operators, `/ready` for load balancers."""
+"""The HTTP port: `/metrics` for Prometheus, `/health` for operators, `/ready` for load balancers, and the services.
+
+One event loop in one thread: a caller who waits for a step costs a coroutine, not a thread. A client that sends half
+of a request, or does not read its answer, costs its own connection only.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from progressor.errors import ProgressorError
 from progressor.model import Health
 from progressor.otp import Actor
+from progressor.rpc import woody
 
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
-IDLE_TIMEOUT = 10.0
+MAX_BODY = 32 * 1024 * 1024
+MAX_HEAD = 64 * 1024
+"""Bytes of a request line with its headers."""
+MAX_CONNECTIONS = 5000
+KEEP_ALIVE = 60
+PATIENCE = 10.0
+"""Seconds that a client has to send a request, and to go on reading its answer."""
+GRACE = 2
+BACKLOG = 1024
+
+Service = Callable[[bytes, woody.Call], Awaitable[tuple[bytes, Mapping[str, str]]]]
+"""A message and where it comes from; the reply and its headers. Raises woody.Failure."""
 
 
 class CannotListen(ProgressorError):
     """cannot listen on this address"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The server has ended, though nobody told it to."""
 
 
 class HttpServer(Actor):
@@ -38,35 +66,42 @@ class HttpServer(Actor):
         health: Callable[[], tuple[Health, Mapping[str, Any]]],
         is_ready: Callable[[], bool],
         announce: Callable[[tuple[str, int]], None],
+        services: Mapping[str, Service] | None = None,
     ) -> None:
+        """`services` by their paths."""
         super().__init__()
         self._address = address
         self._metrics = metrics
         self._health = health
         self._is_ready = is_ready
         self._announce = announce
+        self._services = services or {}
 
     def init(self) -> None:
         """Raises CannotListen."""
-        pages: dict[str, Callable[[], tuple[HTTPStatus, str, bytes]]] = {
-            "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE_LATEST, self._metrics()),
-            "/health": self._health_page,
-            "/ready": self._ready_page,
-        }
-        handler = type("Handler", (_Handler,), {"pages": pages})
-        try:
-            self._server = _Server(self._address, handler)
-        except OSError as error:
-            raise CannotListen(f"cannot listen on {url(self._address)}: {error.strerror}") from error
-        self._thread = Thread(target=self._server.serve_forever, name="http", daemon=True)
+        listener = _listen(self._address)
+        pages = [("/metrics", self._metrics_page), ("/health", self._health_page), ("/ready", self._ready_page)]
+        routes = [Route(path, _page(answer), methods=["GET"]) for path, answer in pages]
+        self._server = _server([*routes, *(_route(path, service) for path, service in self._services.items())])
+        self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
-        host, port = self._server.server_address[:2]
+        host, port = listener.getsockname()[:2]
         self._announce((str(host), int(port)))
 
     def terminate(self, reason: Exception) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.should_exit = True
         self._thread.join()
+
+    def _run(self, listener: socket.socket) -> None:
+        try:
+            self._server.run(sockets=[listener])
+        finally:
+            listener.close()
+            if not self._server.should_exit:
+                self.ref.cast(Stopped())
+
+    def _metrics_page(self) -> tuple[HTTPStatus, str, bytes]:
+        return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._metrics()
 
     def _health_page(self) -> tuple[HTTPStatus, str, bytes]:
         health, details = self._health()
@@ -83,41 +118,118 @@ def url(address: tuple[str, int]) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
+class _Connection(H11Protocol):
+    """Looks every PATIENCE seconds whether its client still does something."""
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, handler)
+    _last: tuple[object, bool] | None = None
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is no event; anything else is a defect."""
-        error = sys.exc_info()[1]
-        if isinstance(error, OSError):
-            logger.debug("%s went away", client_address)
-        else:
-            logger.error("no answer to %s", client_address, exc_info=error)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(PATIENCE, self._look)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.cancel()
+        super().connection_lost(exc)
 
-class _Handler(BaseHTTPRequestHandler):
-    pages: Mapping[str, Callable[[], tuple[HTTPStatus, str, bytes]]]
-    timeout = IDLE_TIMEOUT
-    server_version = "progressor"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        page = self.pages.get(self.path.partition("?")[0])
-        if page is None:
-            self.send_error(HTTPStatus.NOT_FOUND)
+    def _look(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle  # none before the first request, whatever its type says
+        is_served = cycle is not None and not cycle.response_complete
+        is_stuck = self.flow.write_paused if is_served else not self._may_idle()
+        now = (cycle, is_stuck)
+        if is_stuck and now == self._last:
+            self.transport.abort()
             return
-        status, content_type, body = page()
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self._last = now
+        self._watch = self.loop.call_later(PATIENCE, self._look)
 
-    def log_message(self, format: str, *args: object) -> None:
-        logger.debug(format, *args)
+    def _may_idle(self) -> bool:
+        """Between two requests; that has a limit of its own."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not self.conn.trailing_data[0]
+
+
+def _server(routes: Sequence[Route]) -> uvicorn.Server:
+    app = Starlette(routes=list(routes))
+    app.router.redirect_slashes = False
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEAD,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACE,
+        )
+    )
+
+
+def _listen(address: tuple[str, int]) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {url(address)}: {error.strerror}") from error
+
+
+def _page(answer: Callable[[], tuple[HTTPStatus, str, bytes]]) -> Callable[[Request], Awaitable[Response]]:
+    async def page(_: Request) -> Response:
+        status, content_type, body = await run_in_threadpool(answer)
+        return Response(body, status, {"content-type": content_type})
+
+    return page
+
+
+def _route(path: str, service: Service) -> Route:
+    async def endpoint(request: Request) -> Response:
+        try:
+            call = _call(request)
+            body, headers = await service(await _body(request), call)
+        except woody.Failure as failure:
+            return Response(status_code=failure.status, headers={**failure.headers, **_allow(failure)})
+        except ClientDisconnect:
+            return Response(status_code=HTTPStatus.BAD_REQUEST)
+        except Exception:
+            logger.exception("no answer to a request of %s", path)
+            return Response(status_code=500, headers=woody.unexpected("internal error").headers)
+        return Response(body, headers={"content-type": woody.CONTENT_TYPE, **headers})
+
+    return Route(path, endpoint, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+
+
+def _call(request: Request) -> woody.Call:
+    headers = request.headers
+    if request.method != "POST":
+        raise woody.Failure(405, woody.UNEXPECTED, f"wrong method: {request.method}")
+    if headers.get("content-type") != woody.CONTENT_TYPE:
+        raise woody.Failure(415, woody.UNEXPECTED, f"wrong content type: {headers.get('content-type', '')}")
+    if headers.get("accept", woody.CONTENT_TYPE) != woody.CONTENT_TYPE:
+        raise woody.Failure(406, woody.UNEXPECTED, f"wrong client accept: {headers['accept']}")
+    return woody.read_call(headers)
+
+
+def _allow(failure: woody.Failure) -> dict[str, str]:
+    return {"allow": "POST"} if failure.status == HTTPStatus.METHOD_NOT_ALLOWED else {}
+
+
+async def _body(request: Request) -> bytes:
+    length = request.headers.get("content-length", "0")
+    too_much = woody.Failure(413, woody.UNEXPECTED, f"a request has at most {MAX_BODY} bytes")
+    if not length.isdecimal() or int(length) > MAX_BODY:
+        raise too_much
+    body = bytearray()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise too_much
+    except TimeoutError:
+        raise woody.Failure(408, woody.UNEXPECTED, "the request did not come to its end") from None
+    return bytes(body)

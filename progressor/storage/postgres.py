@@ -121,6 +121,10 @@ class PostgresStorage:
             return _process(process, _events(ids, times, tasks, payloads, metadatas), range)
         return None
 
+    def timer(self, ns: str, process_id: str) -> datetime | None:
+        found: list[tuple[datetime]] = self._query(self._pools.front, sql.queries(ns)["timer"], {"id": process_id})
+        return found[0][0] if found else None
+
     def put(self, ns: str, process: Process, action: Action | None, context: bytes) -> Hint | None:
         queries = sql.queries(ns)
         with translated(), self._pools.front.connection() as connection, connection.transaction():

@@ -1,12 +1,14 @@
-"""A processor that a test can stop in the middle of a step."""
+"""Processors that a test can stop in the middle of a step, or tell what to do."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from time import sleep
 from typing import Any
 
-from progressor import Event, Intent, StepRequest
+from progressor import Event, Intent, ProcessorError, SetTimer, StepRequest, now, seconds
 
 
 def gated(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
@@ -18,3 +20,23 @@ def gated(request: StepRequest, options: Mapping[str, Any], context: bytes) -> I
         (directory / f"began {request.process.process_id}").touch()
         gate.read_bytes()
     return Intent(events=[Event(b"done")])
+
+
+def talk(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+    """Does what its arguments say; what is no JSON becomes an event and the response."""
+    try:
+        told = json.loads(request.args)
+    except ValueError:
+        return Intent([Event(request.args)], response=request.args)
+    if "fail" in told:
+        raise ProcessorError(told["fail"])
+    sleep(told.get("sleep", 0))
+    response = context if "context" in told else None
+    if "echo" in told:
+        response = ",".join(str(event.event_id) for event in request.process.history).encode()
+    return Intent(
+        [Event(b"event", {"format_version": 1}) for _ in range(told.get("events", 0))],
+        aux_state=told["aux"].encode() if "aux" in told else None,
+        response=response,
+        action=SetTimer(now() + seconds(told["timer"])) if "timer" in told else None,
+    )

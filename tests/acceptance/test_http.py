@@ -46,10 +46,9 @@ def test_a_query_is_no_part_of_the_path(node: NodeProcess) -> None:
     ("request_", "answer"),
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\xff\xfe\n", b"400"),
-        (b"%s %n\n", b"400"),
-        (b"GET /health HTTP/9.9\r\n\r\n", b"505"),
-        (b"POST /health HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", b"501"),
-        (b"GET /health HTTP/1.1\r\n" + b"X-Y: z\r\n" * 200 + b"\r\n", b"431"),
+        (b"%s %n\r\n\r\n", b"400"),
+        (b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", b"405"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-Y: z\r\n" * 10_000, b"400"),
     ],
 )
 def test_what_is_no_request_is_refused(node: NodeProcess, request_: bytes, answer: bytes) -> None:
@@ -61,7 +60,7 @@ def test_what_is_no_request_is_refused(node: NodeProcess, request_: bytes, answe
 def test_a_very_long_line_is_refused_before_it_ends(node: NodeProcess) -> None:
     with connect(node) as client:
         client.sendall(b"GET /" + b"x" * 65_600)
-        assert b"414" in client.recv(1000)
+        assert b"400" in client.recv(1000)
 
 
 def test_half_a_request_holds_up_nobody(node: NodeProcess) -> None:

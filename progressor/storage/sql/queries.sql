@@ -38,6 +38,10 @@ where process_id = %(id)s and event_id > %(offset)s order by event_id limit %(li
 select event_id, timestamp, task_id, payload, metadata from {events}
 where process_id = %(id)s and event_id < %(offset)s order by event_id desc limit %(limit)s
 
+-- name: timer
+select scheduled_time from {schedule}
+where process_id = %(id)s and task_type::text in ('timeout', 'remove') order by task_id limit 1
+
 -- name: broken_task
 select t.task_id, t.task_type::text, t.args, t.context from {tasks} t where t.task_id = %(task)s
 

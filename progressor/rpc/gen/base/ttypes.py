@@ -3,13 +3,12 @@
 #
 # DO NOT EDIT UNLESS YOU ARE SURE THAT YOU KNOW WHAT YOU ARE DOING
 #
-#  options string: py:enum
+#  options string: py
 #
 
 from thrift.Thrift import TType, TMessageType, TFrozenDict, TException, TApplicationException
 from thrift.protocol.TProtocol import TProtocolException
 from thrift.TRecursive import fix_spec
-from enum import IntEnum
 
 import sys
 
@@ -17,10 +16,19 @@ from thrift.transport import TTransport
 all_structs = []
 
 
-class BoundType(IntEnum):
+class BoundType(object):
     inclusive = 0
     exclusive = 1
 
+    _VALUES_TO_NAMES = {
+        0: "inclusive",
+        1: "exclusive",
+    }
+
+    _NAMES_TO_VALUES = {
+        "inclusive": 0,
+        "exclusive": 1,
+    }
 
 
 class Content(object):
@@ -119,7 +127,7 @@ class TimestampIntervalBound(object):
                 break
             if fid == 1:
                 if ftype == TType.I32:
-                    self.bound_type = BoundType(iprot.readI32()).name
+                    self.bound_type = iprot.readI32()
                 else:
                     iprot.skip(ftype)
             elif fid == 2:
@@ -139,7 +147,7 @@ class TimestampIntervalBound(object):
         oprot.writeStructBegin('TimestampIntervalBound')
         if self.bound_type is not None:
             oprot.writeFieldBegin('bound_type', TType.I32, 1)
-            oprot.writeI32(BoundType[self.bound_type].value)
+            oprot.writeI32(self.bound_type)
             oprot.writeFieldEnd()
         if self.bound_time is not None:
             oprot.writeFieldBegin('bound_time', TType.STRING, 2)

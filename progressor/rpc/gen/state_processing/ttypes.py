@@ -3,13 +3,12 @@
 #
 # DO NOT EDIT UNLESS YOU ARE SURE THAT YOU KNOW WHAT YOU ARE DOING
 #
-#  options string: py:enum
+#  options string: py
 #
 
 from thrift.Thrift import TType, TMessageType, TFrozenDict, TException, TApplicationException
 from thrift.protocol.TProtocol import TProtocolException
 from thrift.TRecursive import fix_spec
-from enum import IntEnum
 
 import sys
 import progressor.rpc.gen.base.ttypes
@@ -19,10 +18,19 @@ from thrift.transport import TTransport
 all_structs = []
 
 
-class Direction(IntEnum):
+class Direction(object):
     forward = 1
     backward = 2
 
+    _VALUES_TO_NAMES = {
+        1: "forward",
+        2: "backward",
+    }
+
+    _NAMES_TO_VALUES = {
+        "forward": 1,
+        "backward": 2,
+    }
 
 
 class Content(object):
@@ -372,7 +380,7 @@ class HistoryRange(object):
     """
 
 
-    def __init__(self, after=None, limit=None, direction=    Direction.forward,):
+    def __init__(self, after=None, limit=None, direction=    1,):
         self.after = after
         self.limit = limit
         self.direction = direction
@@ -398,7 +406,7 @@ class HistoryRange(object):
                     iprot.skip(ftype)
             elif fid == 3:
                 if ftype == TType.I32:
-                    self.direction = Direction(iprot.readI32()).name
+                    self.direction = iprot.readI32()
                 else:
                     iprot.skip(ftype)
             else:
@@ -421,7 +429,7 @@ class HistoryRange(object):
             oprot.writeFieldEnd()
         if self.direction is not None:
             oprot.writeFieldBegin('direction', TType.I32, 3)
-            oprot.writeI32(Direction[self.direction].value)
+            oprot.writeI32(self.direction)
             oprot.writeFieldEnd()
         oprot.writeFieldStop()
         oprot.writeStructEnd()
@@ -2460,7 +2468,7 @@ HistoryRange.thrift_spec = (
     None,  # 0
     (1, TType.I64, 'after', None, None, ),  # 1
     (2, TType.I32, 'limit', None, None, ),  # 2
-    (3, TType.I32, 'direction', None,     Direction.forward, ),  # 3
+    (3, TType.I32, 'direction', None,     1, ),  # 3
 )
 all_structs.append(Machine)
 Machine.thrift_spec = (

@@ -1,0 +1,127 @@
+"""Woody: Thrift's binary protocol over HTTP, with ids of the call, a deadline and errors in headers.
+
+One POST carries one message. What goes wrong beyond the declared exceptions is an HTTP status with a class: the request
+will never succeed (`UNEXPECTED`), was certainly not executed (`UNAVAILABLE`), or may have been (`UNKNOWN`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import erlang
+from erlang import OtpErlangBinary
+
+from progressor.model import now
+
+CONTENT_TYPE = "application/x-thrift"
+ERROR_CLASS, ERROR_REASON = "woody.error-class", "woody.error-reason"
+UNEXPECTED, UNAVAILABLE, UNKNOWN = "Result Unexpected", "Resource Unavailable", "Result Unknown"
+BUSINESS = "Business Error"
+META = "woody.meta."
+LONGEST_ID = 64
+LONGEST_REASON = 1000
+_IDS = ("woody.trace-id", "woody.span-id", "woody.parent-id")
+_DEADLINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+class Failure(Exception):
+    """A call without a result. `error_class` None: an answer that does not speak woody."""
+
+    def __init__(self, status: int, error_class: str | None, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.error_class = error_class
+        self.reason = reason
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.error_class is None:
+            return {}
+        reason = self.reason.encode("ascii", "backslashreplace").decode()
+        return {
+            ERROR_CLASS: self.error_class,
+            ERROR_REASON: "".join(c if c.isprintable() else " " for c in reason)[:LONGEST_REASON].strip(),
+        }
+
+
+def unexpected(reason: str) -> Failure:
+    return Failure(500, UNEXPECTED, reason)
+
+
+def bad_request(reason: str) -> Failure:
+    return Failure(400, UNEXPECTED, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Where a call comes from and how long it may take."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    deadline: datetime | None = None
+    meta: Mapping[str, str] = field(default_factory=dict)
+    traceparent: str | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self.deadline is None else (self.deadline - now()).total_seconds()
+
+    def context(self) -> bytes:
+        """The context of its task: an Erlang map, as in the original (docs/thrift.md, "Context")."""
+        ids = [_binary(self.span_id), _binary(self.trace_id), _binary(self.parent_id)]
+        meta = {_binary(key): _binary(value) for key, value in self.meta.items()}
+        otel: list[Any] = []
+        if self.traceparent is not None and (found := _TRACEPARENT.fullmatch(self.traceparent)):
+            otel = [_binary(found[1]), _binary(found[2]), int(found[3], 16)]
+        encoded: bytes = erlang.term_to_binary(
+            {
+                _binary("woody"): [1, ids, meta] if meta else [1, ids],
+                _binary("otel"): otel,
+            }
+        )
+        return encoded
+
+
+def read_call(headers: Mapping[str, str]) -> Call:
+    """From headers with names in lower case. Raises Failure."""
+    ids = [headers.get(name, "") for name in _IDS]
+    if not all(ids):
+        raise bad_request("bad woody. id header")
+    if any(len(value) > LONGEST_ID for value in ids):
+        raise Failure(500, None, "an id is too long")
+    trace_id, span_id, parent_id = ids
+    call = Call(
+        trace_id,
+        span_id,
+        parent_id,
+        deadline=read_deadline(headers["woody.deadline"]) if "woody.deadline" in headers else None,
+        meta={name.removeprefix(META): value for name, value in headers.items() if name.startswith(META)},
+        traceparent=headers.get("traceparent"),
+    )
+    if call.seconds_left is not None and call.seconds_left <= 0:
+        raise Failure(503, UNAVAILABLE, "deadline reached")
+    return call
+
+
+def read_deadline(text: str) -> datetime:
+    """RFC 3339 in UTC, with any number of digits behind the second. Raises Failure."""
+    found = _DEADLINE.fullmatch(text)
+    if found is None:
+        raise bad_request(f"bad woody.deadline header: bad_deadline {text[:100]}")
+    if found[2] not in ("Z", "+00:00", "-00:00"):
+        raise bad_request("bad woody.deadline header: not_utc")
+    try:
+        whole = datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        raise bad_request(f"bad woody.deadline header: bad_deadline {text[:100]}") from None
+    return whole.replace(microsecond=int(float("0" + (found[1] or ".0")) * 1_000_000))
+
+
+def _binary(text: str) -> OtpErlangBinary:
+    return OtpErlangBinary(text.encode())
