@@ -24,6 +24,7 @@ SHIPPED = {
     "echo": "processors.echo:Echo",
     "counter": "processors.counter:Counter",
     "payment": "processors.payment:Payment",
+    "thrift": "progressor.rpc.remote:RemoteProcessor",
 }
 
 

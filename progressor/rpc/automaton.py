@@ -6,7 +6,6 @@ failed, whatever its reason, has left a failed machine: MachineFailed.
 
 from __future__ import annotations
 
-import logging
 from asyncio import wrap_future
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -26,14 +25,12 @@ from progressor.errors import (
     RequestTimeout,
     StorageUnavailable,
 )
-from progressor.rpc import codec, values, woody
-from progressor.rpc.codec import DecodeError, NotStrict
-from progressor.rpc.gen.state_processing import Automaton as Service
+from progressor.rpc import values, woody
+from progressor.rpc.gen.state_processing import Automaton as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.machine import machine, to_range
+from progressor.rpc.service import Method, Service
 from progressor.rpc.values import Dialect
-
-logger = logging.getLogger(__name__)
 
 _THROWN: Mapping[type[ProgressorError], type[TException]] = {
     NamespaceNotFound: mg.NamespaceNotFound,
@@ -46,14 +43,12 @@ _THROWN: Mapping[type[ProgressorError], type[TException]] = {
 }
 
 
-class Automaton:
-    """One message in, one message out."""
-
+class Automaton(Service):
     def __init__(self, client: FutureClient, dialects: Mapping[str, str]) -> None:
         """`dialects` by namespace."""
         self._client = client
         self._dialects = {ns: Dialect(dialect) for ns, dialect in dialects.items()}
-        self._methods: Mapping[str, Callable[[Any, dict[str, Any]], Awaitable[Any]]] = {
+        verbs = {
             "Start": self._start,
             "Call": self._call,
             "Repair": self._repair,
@@ -63,111 +58,76 @@ class Automaton:
             "Notify": self._notify,
             "Modernize": self._modernize,
         }
+        super().__init__(Generated, {name: _method(verb) for name, verb in verbs.items()})
 
-    async def answer(self, message: bytes, call: woody.Call) -> tuple[bytes, Mapping[str, str]]:
-        """The reply and its headers. Raises woody.Failure."""
-        name, kind, seqid, arguments = self._read(message)
-        options = {} if call.seconds_left is None else {"timeout": max(0.001, call.seconds_left)}
-        result = getattr(Service, f"{name}_result")()
-        headers: Mapping[str, str] = {}
-        try:
-            success = await self._methods[name](arguments, {**options, "context": call.context()})
-            if success is not None:
-                result.success = success
-        except ProgressorError as error:
-            thrown = _thrown(error)
-            member = _member(result, thrown)
-            setattr(result, member, thrown)
-            headers = {woody.ERROR_CLASS: woody.BUSINESS, woody.ERROR_REASON: type(thrown).__name__}
-        except ValueError as error:
-            raise woody.unexpected(str(error)) from error
-        if kind == codec.ONEWAY:
-            return b"", {}
-        return codec.encode_message(name, codec.REPLY, seqid, result), headers
-
-    def _read(self, message: bytes) -> tuple[str, int, int, Any]:
-        if not message:
-            raise woody.bad_request("body empty")
-        if len(message) < 4:
-            raise woody.Failure(500, None, "garbage")
-        try:
-            name, kind, seqid, body = codec.message_head(message)
-            if kind not in (codec.CALL, codec.ONEWAY):
-                raise woody.Failure(500, None, "no call")
-            if ":" in name:
-                raise woody.bad_request("thrift: multiplexing (not supported)")
-            if name not in self._methods:
-                raise woody.bad_request(f"thrift: unknown function: {name}")
-            return name, kind, seqid, codec.decode(getattr(Service, f"{name}_args"), body)
-        except NotStrict as error:
-            raise woody.bad_request(f"thrift: {error}") from error
-        except DecodeError as error:
-            raise woody.bad_request(f"thrift decode error: {error}") from error
-
-    async def _start(self, given: Any, options: dict[str, Any]) -> None:
+    async def _start(self, given: Any, call: woody.Call) -> None:
         args = self._args(given.ns, given.a)
-        await wrap_future(self._client.init(ns=given.ns, id=_text(given.id), args=args, **options))
+        await wrap_future(self._client.init(ns=given.ns, id=given.id, args=args, **_options(call)))
 
-    async def _call(self, given: Any, options: dict[str, Any]) -> Any:
-        where, args = self._where(given.desc), self._args(given.desc.ns, given.a)
-        return values.load(await wrap_future(self._client.call(**where, args=args, **options)))
+    async def _call(self, given: Any, call: woody.Call) -> Any:
+        args = self._args(given.desc.ns, given.a)
+        return values.load(await wrap_future(self._client.call(**_where(given.desc), args=args, **_options(call))))
 
-    async def _repair(self, given: Any, options: dict[str, Any]) -> Any:
-        where, args = self._where(given.desc), self._args(given.desc.ns, given.a)
-        return values.load(await wrap_future(self._client.repair(**where, args=args, **options)))
+    async def _repair(self, given: Any, call: woody.Call) -> Any:
+        args = self._args(given.desc.ns, given.a)
+        return values.load(await wrap_future(self._client.repair(**_where(given.desc), args=args, **_options(call))))
 
-    async def _simple_repair(self, given: Any, options: dict[str, Any]) -> None:
-        await wrap_future(self._client.simple_repair(ns=given.ns, id=_text(given.ref.id), **options))
+    async def _simple_repair(self, given: Any, call: woody.Call) -> None:
+        await wrap_future(self._client.simple_repair(ns=given.ns, id=given.ref.id, **_options(call)))
 
-    async def _get_machine(self, given: Any, options: dict[str, Any]) -> Any:
-        del options["context"]
-        where = self._where(given.desc)
-        process = await wrap_future(self._client.get(**where, **options))
+    async def _get_machine(self, given: Any, call: woody.Call) -> Any:
+        where = _where(given.desc)
+        process = await wrap_future(self._client.get(**where, timeout=_timeout(call)))
         timer = await wrap_future(self._client.timer(ns=where["ns"], id=where["id"]))
-        return machine(where["ns"], process, timer, given.desc.range)
+        return machine(where["ns"], process, timer)
 
-    async def _remove(self, given: Any, options: dict[str, Any]) -> None:
-        await wrap_future(self._client.remove(ns=given.ns, id=_text(given.id), **options))
+    async def _remove(self, given: Any, call: woody.Call) -> None:
+        await wrap_future(self._client.remove(ns=given.ns, id=given.id, **_options(call)))
 
-    async def _notify(self, given: Any, options: dict[str, Any]) -> Any:
-        where, args = self._where(given.desc), self._args(given.desc.ns, given.a)
-        task_id: int = await wrap_future(self._client.notify(**where, args=args, **options))
+    async def _notify(self, given: Any, call: woody.Call) -> Any:
+        args = self._args(given.desc.ns, given.a)
+        told = self._client.notify(**_where(given.desc), args=args, **_options(call))
+        task_id: int = await wrap_future(told)
         return mg.NotifyResponse(id=str(task_id))
 
-    async def _modernize(self, given: Any, options: dict[str, Any]) -> None:
+    async def _modernize(self, given: Any, call: woody.Call) -> None:
         """No namespace has a modernizer."""
         raise NamespaceNotFound
 
-    def _where(self, descriptor: Any) -> dict[str, Any]:
-        return {"ns": descriptor.ns, "id": _text(descriptor.ref.id), "range": to_range(descriptor.range)}
-
-    def _args(self, ns: Any, value: Any) -> bytes:
-        if ns is None or value is None:
-            raise woody.bad_request("thrift decode error: a required argument is missing")
+    def _args(self, ns: str, value: Any) -> bytes:
         return values.store(value, self._dialects.get(ns, Dialect.PLAIN))
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise woody.bad_request("thrift decode error: a required argument is missing")
-    return value
+def _where(descriptor: Any) -> dict[str, Any]:
+    return {"ns": descriptor.ns, "id": descriptor.ref.id, "range": to_range(descriptor.range)}
 
 
-def _thrown(error: ProgressorError) -> TException:
+def _options(call: woody.Call) -> dict[str, Any]:
+    return {"context": call.context(), "timeout": _timeout(call)}
+
+
+def _timeout(call: woody.Call) -> float | None:
+    return None if call.seconds_left is None else max(0.001, call.seconds_left)
+
+
+def _method(verb: Callable[[Any, woody.Call], Awaitable[Any]]) -> Method:
+    async def method(given: Any, call: woody.Call) -> Any:
+        try:
+            return await verb(given, call)
+        except ProgressorError as error:
+            raise _as_thrift(error) from error
+
+    return method
+
+
+def _as_thrift(error: ProgressorError) -> Exception:
     for raised, thrown in _THROWN.items():
         if isinstance(error, raised):
-            return thrown()
+            exception: Exception = thrown()
+            return exception
     match error:
         case RequestTimeout():
-            raise woody.Failure(504, woody.UNKNOWN, str(error)) from error
+            return woody.Failure(504, woody.UNKNOWN, str(error))
         case StorageUnavailable():
-            raise woody.Failure(503, woody.UNAVAILABLE, str(error)) from error
-    raise woody.unexpected(str(error)) from error
-
-
-def _member(result: Any, thrown: TException) -> str:
-    """The field of a result for what is thrown; a method that does not declare it cannot say it."""
-    for spec in result.thrift_spec:
-        if spec is not None and spec[0] > 0 and spec[3][0] is type(thrown):
-            return str(spec[2])
-    raise woody.unexpected(type(thrown).__name__)
+            return woody.Failure(503, woody.UNAVAILABLE, str(error))
+    return woody.unexpected(str(error))

@@ -1,25 +1,27 @@
-"""Processes as the machines of the machinegun protocol."""
+"""Processes as the machines of the machinegun protocol, and back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from progressor.model import Direction, Event, Metadata, Process, ProcessStatus, Range
-from progressor.rpc import values
+from progressor.rpc import values, woody
 from progressor.rpc.gen.state_processing import ttypes as mg
+from progressor.rpc.values import Dialect
 
 VERSION_KEYS = ("format_version", "format")
 """Where an event's metadata may say the version of its representation: hellgate's key and machinery's."""
 
 
-def machine(ns: str, process: Process, timer: datetime | None, range_: mg.HistoryRange) -> mg.Machine:
+def machine(ns: str, process: Process, timer: datetime | None) -> mg.Machine:
     failed = process.status == ProcessStatus.ERROR
     return mg.Machine(
         ns=ns,
         id=process.process_id,
         history=[_event(event) for event in process.history],
-        history_range=range_,
+        history_range=from_range(process.range),
         status=mg.MachineStatus(failed=mg.MachineStatusFailed(reason=process.detail))
         if failed
         else mg.MachineStatus(working=mg.MachineStatusWorking()),
@@ -28,9 +30,38 @@ def machine(ns: str, process: Process, timer: datetime | None, range_: mg.Histor
     )
 
 
+def process(machine: mg.Machine) -> Process:
+    """What a processor in Python is shown of a machine. Its last event id is that of the slice."""
+    failed = machine.status is not None and machine.status.failed is not None
+    state = machine.aux_state
+    history = [
+        Event(values.store(event.data), version(event.format_version), event.id, woody.read_time(event.created_at))
+        for event in machine.history
+    ]
+    return Process(
+        machine.id,
+        ProcessStatus.ERROR if failed else ProcessStatus.RUNNING,
+        machine.status.failed.reason if failed else None,
+        aux_state=None if state is None or state.data.nl is not None else values.store_content(state, Dialect.PLAIN),
+        history=history,
+        last_event_id=max((event.id for event in machine.history), default=0),
+        range=to_range(machine.history_range),
+    )
+
+
 def to_range(range_: mg.HistoryRange) -> Range:
     backward = range_.direction == mg.Direction.backward
     return Range(range_.after, range_.limit, Direction.BACKWARD if backward else Direction.FORWARD)
+
+
+def from_range(range_: Range) -> mg.HistoryRange:
+    backward = range_.direction == Direction.BACKWARD
+    return mg.HistoryRange(range_.offset, range_.limit, mg.Direction.backward if backward else mg.Direction.forward)
+
+
+def events(bodies: Sequence[mg.Content], dialect: Dialect) -> list[Event]:
+    """What a step of a remote processor adds."""
+    return [Event(values.store(body.data, dialect), version(body.format_version)) for body in bodies]
 
 
 def timestamp(at: datetime) -> str:
@@ -38,11 +69,15 @@ def timestamp(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
+def version(number: int | None) -> Metadata:
+    return {} if number is None else {VERSION_KEYS[0]: number}
+
+
 def format_version(metadata: Metadata) -> int | None:
     for key in VERSION_KEYS:
-        version: Any = metadata.get(key)
-        if isinstance(version, int) and not isinstance(version, bool) and -(2**31) <= version < 2**31:
-            return version
+        found: Any = metadata.get(key)
+        if isinstance(found, int) and not isinstance(found, bool) and -(2**31) <= found < 2**31:
+            return found
     return None
 
 

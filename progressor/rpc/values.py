@@ -45,6 +45,15 @@ def store(value: Value, dialect: Dialect = Dialect.PLAIN) -> bytes:
     return encoded
 
 
+def store_content(content: Content, dialect: Dialect) -> bytes:
+    """As `store`, for a state; in `hellgate`, or with a version, as the Content record of Erlang."""
+    if dialect is Dialect.PLAIN and content.format_version is None:
+        return store(content.data)
+    record = OtpErlangAtom("mg_stateproc_Content"), content.format_version, _to_term(content.data)
+    encoded: bytes = erlang.term_to_binary(record)
+    return encoded
+
+
 def load(stored: bytes | None) -> Value:
     """The Value that was stored: bytes that are no external form of one are a `bin`, nothing is `nl`."""
     if stored is None:

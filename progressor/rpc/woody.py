@@ -7,9 +7,10 @@ will never succeed (`UNEXPECTED`), was certainly not executed (`UNAVAILABLE`), o
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import erlang
@@ -25,7 +26,7 @@ META = "woody.meta."
 LONGEST_ID = 64
 LONGEST_REASON = 1000
 _IDS = ("woody.trace-id", "woody.span-id", "woody.parent-id")
-_DEADLINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
@@ -72,6 +73,14 @@ class Call:
     def seconds_left(self) -> float | None:
         return None if self.deadline is None else (self.deadline - now()).total_seconds()
 
+    def headers(self) -> dict[str, str]:
+        """Of a call that is made because of this one: a span of its own in the same trace."""
+        headers = {"woody.trace-id": self.trace_id, "woody.span-id": new_id(), "woody.parent-id": self.span_id}
+        headers |= {f"{META}{key}": value for key, value in self.meta.items()}
+        if self.traceparent is not None:
+            headers["traceparent"] = self.traceparent
+        return headers
+
     def context(self) -> bytes:
         """The context of its task: an Erlang map, as in the original (docs/thrift.md, "Context")."""
         ids = [_binary(self.span_id), _binary(self.trace_id), _binary(self.parent_id)]
@@ -111,16 +120,53 @@ def read_call(headers: Mapping[str, str]) -> Call:
 
 def read_deadline(text: str) -> datetime:
     """RFC 3339 in UTC, with any number of digits behind the second. Raises Failure."""
-    found = _DEADLINE.fullmatch(text)
-    if found is None:
-        raise bad_request(f"bad woody.deadline header: bad_deadline {text[:100]}")
-    if found[2] not in ("Z", "+00:00", "-00:00"):
-        raise bad_request("bad woody.deadline header: not_utc")
     try:
-        whole = datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
-    except ValueError:
-        raise bad_request(f"bad woody.deadline header: bad_deadline {text[:100]}") from None
-    return whole.replace(microsecond=int(float("0" + (found[1] or ".0")) * 1_000_000))
+        return read_time(text)
+    except ValueError as error:
+        raise bad_request(f"bad woody.deadline header: {error}") from None
+
+
+def read_time(text: str) -> datetime:
+    """As `read_deadline`. Raises ValueError."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(f"bad_deadline {text[:100]}")
+    if found[2] not in ("Z", "+00:00", "-00:00"):
+        raise ValueError("not_utc")
+    whole = datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    return whole.replace(microsecond=int((found[1] or ".0")[1:7].ljust(6, "0")))
+
+
+def deadline_in(seconds: float) -> str:
+    """With milliseconds, as the Erlang library writes it."""
+    return (now() + timedelta(seconds=seconds)).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def from_context(context: bytes) -> Call:
+    """The call that a task came from; a new one when the context is none of ours."""
+    try:
+        term = erlang.binary_to_term(context)
+        span_id, trace_id, parent_id = (_text(item) for item in _entry(term, "woody")[1])
+        meta = {_text(key): _text(value) for key, value in dict(*_entry(term, "woody")[2:]).items()}
+        otel = _entry(term, "otel")
+        trace = f"00-{_text(otel[0])}-{_text(otel[1])}-{otel[2]:02x}" if otel else None
+    except Exception:  # not our bytes: whatever erlang_py and the shape of the term make of them
+        return Call(new_id(), new_id(), "undefined")
+    return Call(trace_id, span_id, parent_id, meta=meta, traceparent=trace)
+
+
+def new_id() -> str:
+    """A number of 64 bits in decimal, as the ids of the Erlang library."""
+    return str(secrets.randbits(63))
+
+
+def _entry(term: Any, key: str) -> Any:
+    return term[_binary(key)]
+
+
+def _text(term: OtpErlangBinary) -> str:
+    text: str = term.value.decode()
+    return text
 
 
 def _binary(text: str) -> OtpErlangBinary:

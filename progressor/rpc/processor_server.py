@@ -1,0 +1,143 @@
+"""A processor written in Python, served to nodes of any kind as machinegun's `Processor`.
+
+    python -m progressor.rpc.processor_server package.module:Name --listen 127.0.0.1:8080
+
+serves it at /v1/processor until SIGTERM or SIGINT. As a context manager: `serving`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from progressor.errors import ConfigError, ProcessorError, TransientError
+from progressor.model import Health, Intent, Remove, SetTimer, StepRequest, TaskType, UnsetTimer
+from progressor.otp import start_root
+from progressor.processor import Processor, resolve
+from progressor.rpc import machine, values, woody
+from progressor.rpc.gen.base.ttypes import Timer
+from progressor.rpc.gen.msgpack.ttypes import Value
+from progressor.rpc.gen.state_processing import Processor as Generated
+from progressor.rpc.gen.state_processing import ttypes as mg
+from progressor.rpc.http import CannotListen, HttpServer, url
+from progressor.rpc.service import Service
+
+PATH = "/v1/processor"
+
+
+class ProcessorService(Service):
+    """Steps run in threads: they may block."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        super().__init__(
+            Generated,
+            {"ProcessSignal": self._signal, "ProcessCall": self._call, "ProcessRepair": self._repair},
+        )
+
+    async def _signal(self, given: Any, call: woody.Call) -> Any:
+        signal_ = given.a.signal
+        if signal_.init is not None:
+            intent = await self._step(TaskType.INIT, signal_.init.arg, given.a.machine, call)
+        elif signal_.notification is not None:
+            intent = await self._step(TaskType.NOTIFY, signal_.notification.arg, given.a.machine, call)
+        else:
+            intent = await self._step(TaskType.TIMEOUT, None, given.a.machine, call)
+        return mg.SignalResult(_change(intent), _action(intent))
+
+    async def _call(self, given: Any, call: woody.Call) -> Any:
+        intent = await self._step(TaskType.CALL, given.a.arg, given.a.machine, call)
+        return mg.CallResult(values.load(intent.response), _change(intent), _action(intent))
+
+    async def _repair(self, given: Any, call: woody.Call) -> Any:
+        intent = await self._step(TaskType.REPAIR, given.a.arg, given.a.machine, call)
+        return mg.RepairResult(values.load(intent.response), _change(intent), _action(intent))
+
+    async def _step(self, task: TaskType, arg: Any, seen: Any, call: woody.Call) -> Intent:
+        request = StepRequest(task, b"" if arg is None else values.store(arg), machine.process(seen), seen.ns)
+        try:
+            return await run_in_threadpool(self._processor, request, call.context())
+        except TransientError as error:
+            raise woody.Failure(503, woody.UNAVAILABLE, error.reason) from error
+        except ProcessorError as error:
+            if task is TaskType.REPAIR:
+                raise mg.RepairFailed(reason=Value(str=error.reason)) from error
+            raise woody.unexpected(error.reason) from error
+
+
+@contextmanager
+def serving(client: str, options: Mapping[str, Any] | None = None, listen: str = "127.0.0.1:0") -> Iterator[str]:
+    """The URL of the service while the block runs. Raises ConfigError and CannotListen."""
+    service = ProcessorService(resolve(client, options or {}))
+    bound: list[tuple[str, int]] = []
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError([f"listen: expected HOST:PORT, got {listen!r}"])
+    server = start_root(
+        lambda: HttpServer(
+            (host.strip("[]"), int(port)),
+            lambda: b"",
+            lambda: (Health.PASSING, {}),
+            lambda: True,
+            bound.append,
+            {PATH: service.answer},
+        ),
+        "http",
+    )
+    try:
+        yield url(bound[0]) + PATH
+    finally:
+        server.stop(math.inf)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Serves a processor to nodes.")
+    parser.add_argument("processor", help="package.module:Name, a name of those shipped, or an entry point")
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="what the processor is given")
+    parser.add_argument(
+        "--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="default: %(default)s, any free port"
+    )
+    given = parser.parse_args(arguments)
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with serving(given.processor, given.options, given.listen) as where:
+            print(where, flush=True)
+            stop.wait()
+    except (ConfigError, CannotListen) as error:
+        print(f"processor_server: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _change(intent: Intent) -> Any:
+    return mg.MachineStateChange(
+        aux_state=None if intent.aux_state is None else values.load_content(intent.aux_state),
+        events=[mg.Content(machine.format_version(e.metadata), values.load(e.payload)) for e in intent.events],
+    )
+
+
+def _action(intent: Intent) -> Any:
+    match intent.action:
+        case SetTimer(at, remove):
+            timer = mg.TimerAction(set_timer=mg.SetTimerAction(timer=Timer(deadline=machine.timestamp(at))))
+            return mg.ComplexAction(timer=timer, remove=mg.RemoveAction() if remove else None)
+        case UnsetTimer():
+            return mg.ComplexAction(timer=mg.TimerAction(unset_timer=mg.UnsetTimerAction()))
+        case Remove():
+            return mg.ComplexAction(remove=mg.RemoveAction())
+    return mg.ComplexAction()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

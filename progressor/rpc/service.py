@@ -1,0 +1,71 @@
+"""A Thrift service behind woody: one message in, one message out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from thrift.Thrift import TException
+
+from progressor.rpc import codec, woody
+from progressor.rpc.codec import DecodeError, NotStrict
+
+Method = Callable[[Any, woody.Call], Awaitable[Any]]
+"""The arguments' struct and where the call comes from; the result, None for `void`. Raises declared exceptions,
+woody.Failure, and ValueError for what has no place in a result."""
+
+
+class Service:
+    def __init__(self, module: ModuleType, methods: Mapping[str, Method]) -> None:
+        """`module` is the generated one of the service."""
+        self._module = module
+        self._methods = methods
+
+    async def answer(self, message: bytes, call: woody.Call) -> tuple[bytes, Mapping[str, str]]:
+        """The reply and its headers. Raises woody.Failure."""
+        name, kind, seqid, arguments = self._read(message)
+        result = getattr(self._module, f"{name}_result")()
+        headers: Mapping[str, str] = {}
+        try:
+            success = await self._methods[name](arguments, call)
+            if success is not None:
+                result.success = success
+            reply = codec.encode_message(name, codec.REPLY, seqid, result)
+        except TException as thrown:
+            setattr(result, _member(result, thrown), thrown)
+            reply = codec.encode_message(name, codec.REPLY, seqid, result)
+            headers = {woody.ERROR_CLASS: woody.BUSINESS, woody.ERROR_REASON: type(thrown).__name__}
+        except ValueError as error:
+            raise woody.unexpected(str(error)) from error
+        return (b"", {}) if kind == codec.ONEWAY else (reply, headers)
+
+    def _read(self, message: bytes) -> tuple[str, int, int, Any]:
+        if not message:
+            raise woody.bad_request("body empty")
+        if len(message) < 4:
+            raise woody.Failure(500, None, "garbage")
+        try:
+            name, kind, seqid, body = codec.message_head(message)
+            if kind not in (codec.CALL, codec.ONEWAY):
+                raise woody.Failure(500, None, "no call")
+            if ":" in name:
+                raise woody.bad_request("thrift: multiplexing (not supported)")
+            if name not in self._methods:
+                raise woody.bad_request(f"thrift: unknown function: {name}")
+            arguments = codec.decode(getattr(self._module, f"{name}_args"), body)
+        except NotStrict as error:
+            raise woody.bad_request(f"thrift: {error}") from error
+        except DecodeError as error:
+            raise woody.bad_request(f"thrift decode error: {error}") from error
+        if any(argument is None for argument in vars(arguments).values()):
+            raise woody.bad_request("thrift decode error: a required argument is missing")
+        return name, kind, seqid, arguments
+
+
+def _member(result: Any, thrown: TException) -> str:
+    """The field of a result for what is thrown; a method that does not declare it cannot say it."""
+    for spec in result.thrift_spec:
+        if spec is not None and spec[0] > 0 and spec[3][0] is type(thrown):
+            return str(spec[2])
+    raise woody.unexpected(type(thrown).__name__)
