@@ -50,6 +50,9 @@ LIBPQ_PARAMETERS: Final = (
 Left out: what has its own name here, and what the storage sets itself (`client_encoding`, `replication`).
 """
 
+KEEPALIVES: Final[Mapping[str, int]] = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+"""A connection that has died without a word while an answer is awaited: nothing else would notice within hours."""
+
 _NODE_DEFAULTS: Final[Mapping[str, Any]] = {
     "migration_enabled": True,
     "lease_timeout": 5,
@@ -155,7 +158,7 @@ class DatabaseConfig:
         """Keyword arguments for `psycopg.connect`, the password among them."""
         known = {"host": self.host, "port": self.port, "dbname": self.database, "user": self.username}
         secret = {} if self.password is None else {"password": self.password}
-        return {**known, **secret, **self.parameters}
+        return {**known, **KEEPALIVES, **secret, **self.parameters}
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +300,8 @@ def _check_namespace_name(name: str, table: _Reader) -> None:
     size = len(name.encode(errors="replace"))
     if not name:
         table.problem(None, "the name of a namespace is not empty")
-    elif "\0" in name:
-        table.problem(None, "the name of a namespace holds no NUL")
+    elif not name.isprintable():
+        table.problem(None, "the name of a namespace holds no control characters")
     elif size > LONGEST_NAMESPACE:
         table.problem(None, f"the name of a namespace has at most {LONGEST_NAMESPACE} bytes, got {size}")
 

@@ -207,11 +207,11 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         POOLS + f'[progressor.namespaces."{"é" * 19}"]\nprocessor.client = "echo"',
         [f'progressor.namespaces."{"é" * 19}": the name of a namespace has at most 37 bytes, got 38'],
     ),
-    "an empty namespace and one with NUL": (
+    "an empty namespace and one with a control character": (
         POOLS + '[progressor.namespaces]\n"".processor.client = "echo"\n"a\\u0000b".processor.client = "echo"',
         [
             'progressor.namespaces."": the name of a namespace is not empty',
-            'progressor.namespaces."a\\u0000b": the name of a namespace holds no NUL',
+            'progressor.namespaces."a\\u0000b": the name of a namespace holds no control characters',
         ],
     ),
     # processor and notifier
@@ -630,6 +630,9 @@ def test_conninfo_is_what_libpq_calls_it(tmp_path: Path) -> None:
         "password": "p",
         "sslmode": "verify-full",
         "connect_timeout": "5",
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
     }
     assert "password" not in config.databases["db"].conninfo()
 
