@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from progressor.errors import ProgressorError
 from progressor.model import Health
@@ -118,10 +118,12 @@ def url(address: tuple[str, int]) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Connection(H11Protocol):
-    """Looks every PATIENCE seconds whether its client still does something."""
+class _Connection(HttpToolsProtocol):
+    """Looks every PATIENCE seconds whether its client still does something, and bounds the head of a request."""
 
     _last: tuple[object, bool] | None = None
+    _head: int | None = None
+    """Bytes that came of a head which is not complete; None between heads."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -131,21 +133,31 @@ class _Connection(H11Protocol):
         self._watch.cancel()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head is not None:
+            self._head += len(data)
+            if self._head > MAX_HEAD and not self.transport.is_closing():
+                self.send_400_response(f"A request line with its headers has at most {MAX_HEAD} bytes.")
+
+    def on_message_begin(self) -> None:
+        self._head = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head = None
+        super().on_headers_complete()
+
     def _look(self) -> None:
         cycle: RequestResponseCycle | None = self.cycle  # none before the first request, whatever its type says
         is_served = cycle is not None and not cycle.response_complete
-        is_stuck = self.flow.write_paused if is_served else not self._may_idle()
+        is_stuck = self.flow.write_paused if is_served else cycle is None or self._head is not None
         now = (cycle, is_stuck)
         if is_stuck and now == self._last:
             self.transport.abort()
             return
         self._last = now
         self._watch = self.loop.call_later(PATIENCE, self._look)
-
-    def _may_idle(self) -> bool:
-        """Between two requests; that has a limit of its own."""
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and not self.conn.trailing_data[0]
 
 
 def _server(routes: Sequence[Route]) -> uvicorn.Server:
@@ -155,6 +167,7 @@ def _server(routes: Sequence[Route]) -> uvicorn.Server:
         uvicorn.Config(
             app,
             http=_Connection,
+            loop="uvloop",
             ws="none",
             lifespan="off",
             log_config=None,
@@ -163,7 +176,6 @@ def _server(routes: Sequence[Route]) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             limit_concurrency=MAX_CONNECTIONS,
-            h11_max_incomplete_event_size=MAX_HEAD,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACE,
         )
