@@ -160,6 +160,11 @@ class Node:
         return (Health.PASSING if passing else Health.CRITICAL), details
 
     @property
+    def has_tls(self) -> bool:
+        """Whether `http_address` speaks HTTPS."""
+        return self._config.listen.tls is not None
+
+    @property
     def is_ready(self) -> bool:
         """Whether it should be sent requests."""
         return (
@@ -305,7 +310,9 @@ class Node:
             dialects = {ns.name: ns.dialect for ns in self._config.namespaces.values()}
             automaton = Automaton(FutureClient(self._engine()), dialects)
             services = {"/v1/automaton": automaton.answer}
-            return HttpServer(address, self.scrape, health, lambda: self.is_ready, announce, services)
+            return HttpServer(
+                address, self.scrape, health, lambda: self.is_ready, announce, services, self._config.listen.tls
+            )
 
         return server
 

@@ -178,11 +178,21 @@ class KafkaClientConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """Files in PEM. With `client_ca` only clients with a certificate of these authorities are served."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ListenConfig:
     """Host and port of each server; None: it is not started. Port 0: any free one."""
 
     http: tuple[str, int] | None
     thrift: tuple[str, int] | None
+    tls: TlsConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,9 +443,19 @@ def _settings(reader: _Reader, prefix: str = "") -> Iterator[tuple[str, str | in
 def _listen(reader: _Reader) -> ListenConfig:
     with reader:
         http, thrift = reader.optional("http", _address), reader.optional("thrift", _address)
+        tls = _tls(reader.table("tls")) if reader.has("tls") else None
     if http and http == thrift and http[1]:
         reader.problem("thrift", "expected another address than that of http")
-    return ListenConfig(http, thrift)
+    return ListenConfig(http, thrift, tls)
+
+
+def _tls(reader: _Reader) -> TlsConfig:
+    with reader:
+        return TlsConfig(
+            certificate=reader.take("certificate", _file),
+            key=reader.take("key", _file),
+            client_ca=reader.optional("client_ca", _file),
+        )
 
 
 # Reading a table
@@ -721,6 +741,15 @@ def _secret_in_environment(value: Any) -> str:
         return found
     shown = f" {name}" if name.isidentifier() and name.isupper() else ""
     raise _Wrong(f"environment variable{shown} is not set or empty")
+
+
+def _file(value: Any) -> Path:
+    path = Path(_text(value))
+    try:
+        with path.open("rb"):
+            return path
+    except (OSError, ValueError) as exc:
+        raise _Wrong(f"cannot read the file {value!r}: {getattr(exc, 'strerror', exc)}") from None
 
 
 def _secret_in_file(value: Any) -> str:

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -159,7 +160,7 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
         front = None
         try:
             if config.listen.http is not None:
-                front = _front(fleet, config.listen.http)
+                front = _front(fleet, config.listen.http, config.listen.tls)
             fleet.watch(stop, announce_ready)
         finally:
             logger.info("stopping")
@@ -169,9 +170,10 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
     return 0
 
 
-def _front(fleet: Fleet, address: tuple[str, int]) -> Ref:
+def _front(fleet: Fleet, address: tuple[str, int], tls: configuration.TlsConfig | None) -> Ref:
+    announce = partial(announce_http, tls=tls is not None)
     return start_root(
-        lambda: HttpServer(address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce_http), "http"
+        lambda: HttpServer(address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce, tls=tls), "http"
     )
 
 

@@ -40,7 +40,7 @@ def serve(
     with signals({**handlers, signal.SIGUSR1: _on_dump}):
         _start(node)
         if node.http_address is not None:
-            announce_http(node.http_address)
+            announce_http(node.http_address, tls=node.has_tls)
         on_started()
         while not stop.is_set() and not node.wait_failed(0.2):
             pass
@@ -81,8 +81,8 @@ def announce_ready() -> None:
     print("progressor-node: ready", flush=True)
 
 
-def announce_http(address: tuple[str, int]) -> None:
-    logger.info("%s/metrics, /health, /ready", url(address))
+def announce_http(address: tuple[str, int], *, tls: bool) -> None:
+    logger.info("%s/metrics, /health, /ready", url(address, tls=tls))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from progressor.config import TlsConfig
 from progressor.errors import ProgressorError
 from progressor.model import Health
 from progressor.otp import Actor
@@ -67,6 +69,7 @@ class HttpServer(Actor):
         is_ready: Callable[[], bool],
         announce: Callable[[tuple[str, int]], None],
         services: Mapping[str, Service] | None = None,
+        tls: TlsConfig | None = None,
     ) -> None:
         """`services` by their paths."""
         super().__init__()
@@ -76,13 +79,15 @@ class HttpServer(Actor):
         self._is_ready = is_ready
         self._announce = announce
         self._services = services or {}
+        self._tls = tls
 
     def init(self) -> None:
         """Raises CannotListen."""
+        context = None if self._tls is None else _context(self._tls)
         listener = _listen(self._address)
         pages = [("/metrics", self._metrics_page), ("/health", self._health_page), ("/ready", self._ready_page)]
         routes = [Route(path, _page(answer), methods=["GET"]) for path, answer in pages]
-        self._server = _server([*routes, *(_route(path, service) for path, service in self._services.items())])
+        self._server = _server([*routes, *(_route(path, service) for path, service in self._services.items())], context)
         self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
         host, port = listener.getsockname()[:2]
@@ -113,9 +118,9 @@ class HttpServer(Actor):
         return (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE), JSON, json.dumps({"ready": ready}).encode()
 
 
-def url(address: tuple[str, int]) -> str:
+def url(address: tuple[str, int], *, tls: bool = False) -> str:
     host, port = address
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http{'s' * tls}://[{host}]:{port}" if ":" in host else f"http{'s' * tls}://{host}:{port}"
 
 
 class _Connection(HttpToolsProtocol):
@@ -160,7 +165,7 @@ class _Connection(HttpToolsProtocol):
         self._watch = self.loop.call_later(PATIENCE, self._look)
 
 
-def _server(routes: Sequence[Route]) -> uvicorn.Server:
+def _server(routes: Sequence[Route], context: ssl.SSLContext | None) -> uvicorn.Server:
     app = Starlette(routes=list(routes))
     app.router.redirect_slashes = False
     return uvicorn.Server(
@@ -178,8 +183,21 @@ def _server(routes: Sequence[Route]) -> uvicorn.Server:
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACE,
+            ssl_context_factory=None if context is None else lambda *_: context,
         )
     )
+
+
+def _context(tls: TlsConfig) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ssl.SSLError as error:
+        raise CannotListen(f"listen.tls: certificate, key and client_ca do not fit: {error.reason}") from error
+    return context
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
@@ -187,7 +205,8 @@ def _listen(address: tuple[str, int]) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
-        raise CannotListen(f"cannot listen on {url(address)}: {error.strerror}") from error
+        reason = str(error.strerror).partition(" (while ")[0]  # it repeats the address
+        raise CannotListen(f"cannot listen on {url(address)}: {reason}") from error
 
 
 def _page(answer: Callable[[], tuple[HTTPStatus, str, bytes]]) -> Callable[[Request], Awaitable[Response]]:

@@ -161,7 +161,7 @@ class NodeProcess:
 
     @property
     def url(self) -> str:
-        found = re.search(r"(http://\S+)/metrics", self.errors)
+        found = re.search(r"(https?://\S+)/metrics", self.errors)
         assert found is not None, self.errors
         return found[1]
 

@@ -111,7 +111,7 @@ def test_processors_that_cannot_be_found(write: Write, tmp_path: Path) -> None:
     assert_failed(
         result,
         2,
-        "progressor.namespaces.\"a\".processor: processor 'ehco': expected one of echo, counter, payment, "
+        "progressor.namespaces.\"a\".processor: processor 'ehco': expected one of echo, counter, payment, thrift, "
         "package.module:Name, or an entry point",
         "progressor.namespaces.\"b\".processor: processor 'no.such.module:thing': there is no module 'no'",
         "progressor.namespaces.\"c\".processor: processor 'tests.acceptance.processors:missing': module "
