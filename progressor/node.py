@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     logging.basicConfig(level=options.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    _raise_open_files()
     try:
         with _configuration(options) as config:
             return _run(options, config)
@@ -58,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ProgressorError as error:
         print(f"progressor-node: {error}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _raise_open_files() -> None:
+    """Each connection of a client is an open file, and the soft limit is often 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def dev_config(postgres: EmbeddedPostgres, http: str | None = DEV_HTTP) -> Mapping[str, Any]:

@@ -59,8 +59,7 @@ class WoodyClient:
             try:
                 body = answer.read(MAX_ANSWER + 1)
             finally:
-                answer.drain_conn() if answer.length_remaining in (0, None) else answer.close()
-                answer.release_conn()
+                answer.close()  # a whole answer has given its connection back to the pool by now
         except (ConnectTimeoutError, NewConnectionError, NameResolutionError, LocationValueError) as error:
             raise TransientError(f"resource unavailable: {error}") from error
         except (HTTPError, OSError) as error:
