@@ -88,12 +88,43 @@ def _term(stored: bytes) -> Any:
     """The term, when the bytes look like a tuple of Erlang's external term format; else None."""
     if stored.startswith(_COMPRESSED):
         stored = _inflated(stored)
-    if not stored.startswith(_TUPLE):
+    if not (stored.startswith(_TUPLE) and _is_flat(stored)):
         return None
     try:
         return erlang.binary_to_term(stored)
     except Exception:  # whatever erlang_py makes of bytes that are no term, a struct.error as well as a TypeError
         return None
+
+
+def _is_flat(stored: bytes) -> bool:
+    """Whether there is one term of the kinds that a Value is made of: a compressed one inside would be inflated without
+    a bound."""
+    at, left = 1, 1
+    while left and at < len(stored):
+        tag, size = stored[at], int.from_bytes(stored[at + 1 : at + 5], "big")
+        at, left = at + 1, left - 1
+        match tag:
+            case 97 | 98 | 70:  # numbers
+                at += {97: 1, 98: 4, 70: 8}[tag]
+            case 110:  # a big number: length, sign
+                at += 2 + stored[at] if at < len(stored) else 1
+            case 119 | 115:  # short atoms
+                at += 1 + stored[at] if at < len(stored) else 1
+            case 100 | 118 | 107:  # atoms, a list of small numbers
+                at += 2 + (size >> 16)
+            case 109:  # a binary
+                at += 4 + size
+            case 104:  # a tuple
+                left += stored[at] if at < len(stored) else 1
+                at += 1
+            case 108 | 116:  # a list with its tail, a map
+                left += size + 1 if tag == 108 else 2 * size
+                at += 4
+            case 106:  # the empty list
+                pass
+            case _:
+                return False
+    return left == 0 and at == len(stored)
 
 
 def _inflated(stored: bytes) -> bytes:

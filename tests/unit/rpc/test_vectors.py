@@ -109,6 +109,13 @@ def test_compressed_terms_are_read_within_bounds() -> None:
     assert values.load(bomb) == Value(bin=bomb)
 
 
+def test_compressed_terms_inside_of_others_are_no_value() -> None:
+    inner = values.store(Value(bin=b"x"), Dialect.HELLGATE)[1:]
+    packed = b"P" + struct.pack(">I", len(inner)) + zlib.compress(inner)
+    for stored in (b"\x83h\x02w\x03bin" + packed, b"\x83h\x02w\x03arrl\0\0\0\1" + packed + b"j"):
+        assert values.load(stored) == Value(bin=stored)
+
+
 def test_content() -> None:
     value = values.store(Value(bin=b"state"), Dialect.HELLGATE)[1:]
     tag = b"w\x14mg_stateproc_Content"
