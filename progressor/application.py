@@ -22,7 +22,7 @@ from typing import Any, Self
 from prometheus_client import generate_latest
 
 from progressor import config as configuration
-from progressor.api import Client, Engine, FutureClient, Namespace
+from progressor.api import Client, Engine, Namespace
 from progressor.config import Config, NamespaceConfig
 from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories
@@ -129,12 +129,12 @@ class Node:
         self._timer = Timer()
         readers = sum(self._config.pools[ns.storage.front_pool].size for ns in self._config.namespaces.values())
         self._readers = ThreadPoolExecutor(readers, "reader")
+        self.client = Client(self._engine())
         try:
             self._root = start_root(self._tree, "progressor", self._root_exited)
         except BaseException:
             self._close()
             raise
-        self.client = Client(self._engine())
         logger.info("node %s runs %s", self._config.node_name, ", ".join(self._config.namespaces))
 
     def stop(self, *, drain: bool = True) -> None:
@@ -308,8 +308,7 @@ class Node:
 
         def server() -> Actor:
             dialects = {ns.name: ns.dialect for ns in self._config.namespaces.values()}
-            automaton = Automaton(FutureClient(self._engine()), dialects)
-            services = {"/v1/automaton": automaton.answer}
+            services = {"/v1/automaton": Automaton(self.client.future, dialects).answer}
             return HttpServer(
                 address, self.scrape, health, lambda: self.is_ready, announce, services, self._config.listen.tls
             )

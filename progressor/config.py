@@ -20,6 +20,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
@@ -31,8 +32,6 @@ T = TypeVar("T")
 LONGEST_NAMESPACE: Final = 63 - len("_tasks_idempotency_key_idx")
 """Bytes of UTF-8 that a namespace may have: PostgreSQL cuts longer identifiers silently."""
 
-DIALECTS: Final = ("plain", "hellgate")
-"""How the Values of the machinegun protocol are stored (docs/thrift.md, "Values")."""
 STORAGE_CLIENTS: Final = ("postgres",)
 
 RETRYABLE_WHEN_INTERRUPTED: Final = (TaskType.INIT, TaskType.CALL, TaskType.REPAIR)
@@ -127,6 +126,13 @@ class StorageConfig:
     cache: str | None
 
 
+class Dialect(StrEnum):
+    """How the Values of the machinegun protocol are stored (docs/thrift.md, "Values")."""
+
+    PLAIN = "plain"
+    HELLGATE = "hellgate"
+
+
 @dataclass(frozen=True, slots=True)
 class NamespaceConfig:
     name: str
@@ -136,7 +142,7 @@ class NamespaceConfig:
     call_scan_timeout: float
     retry_policy: RetryPolicy
     retry_interrupted: frozenset[TaskType]
-    dialect: str
+    dialect: Dialect
     processor: ProcessorConfig
     notifier: NotifierConfig | None
     storage: StorageConfig
@@ -326,7 +332,7 @@ def _namespace(name: str, reader: _Reader, names: _Names) -> NamespaceConfig:
             call_scan_timeout=reader.take("call_scan_timeout", _duration),
             retry_policy=_retry_policy(reader.table("retry_policy", merged=True)),
             retry_interrupted=frozenset(reader.each("retry_interrupted", _retry_interrupted)),
-            dialect=reader.take("dialect", _one_of(DIALECTS)),
+            dialect=reader.take("dialect", _dialect),
             processor=_processor(reader.table("processor")),
             notifier=_notifier(reader.table("notifier"), names) if reader.has("notifier") else None,
             storage=_storage(reader.table("storage", merged=True), names),
@@ -689,6 +695,10 @@ def _one_of(names: Collection[str]) -> _Check[str]:
         raise _expected(" or ".join(map(_quoted, names)), value)
 
     return check
+
+
+def _dialect(value: Any) -> Dialect:
+    return Dialect(_one_of(tuple(Dialect))(value))
 
 
 def _retry_interrupted(value: Any) -> TaskType:

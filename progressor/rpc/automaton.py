@@ -13,6 +13,7 @@ from typing import Any
 from thrift.Thrift import TException
 
 from progressor.api import FutureClient
+from progressor.config import Dialect
 from progressor.errors import (
     NamespaceNotFound,
     ProcessAlreadyExists,
@@ -30,7 +31,6 @@ from progressor.rpc.gen.state_processing import Automaton as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.machine import machine, to_range
 from progressor.rpc.service import Method, Service
-from progressor.rpc.values import Dialect
 
 _THROWN: Mapping[type[ProgressorError], type[TException]] = {
     NamespaceNotFound: mg.NamespaceNotFound,
@@ -44,10 +44,10 @@ _THROWN: Mapping[type[ProgressorError], type[TException]] = {
 
 
 class Automaton(Service):
-    def __init__(self, client: FutureClient, dialects: Mapping[str, str]) -> None:
+    def __init__(self, client: FutureClient, dialects: Mapping[str, Dialect]) -> None:
         """`dialects` by namespace."""
         self._client = client
-        self._dialects = {ns: Dialect(dialect) for ns, dialect in dialects.items()}
+        self._dialects = dialects
         verbs = {
             "Start": self._start,
             "Call": self._call,

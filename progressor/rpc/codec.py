@@ -124,12 +124,10 @@ def _check_struct(value: Any) -> None:
     except TProtocolException as error:
         raise DecodeError(f"{name}: {error.message}") from error
     for field, member in members.items():
-        if member is None or isinstance(member, str | bytes | int | float):
-            enum = _ENUMS.get((type(value), field))
-            if enum is not None and member is not None and member not in enum._VALUES_TO_NAMES:  # noqa: SLF001 - the generated code's own table
-                raise DecodeError(f"{name}.{field}: no member of {enum.__name__}: {member!r}")
-        else:
-            check(member)
+        enum = _ENUMS.get((type(value), field))
+        if enum is not None and member is not None and member not in enum._VALUES_TO_NAMES:  # noqa: SLF001
+            raise DecodeError(f"{name}.{field}: no member of {enum.__name__}: {member!r}")
+        check(member)
 
 
 def _write(write: Any, value: Any) -> bytes:

@@ -120,7 +120,8 @@ class HttpServer(Actor):
 
 def url(address: tuple[str, int], *, tls: bool = False) -> str:
     host, port = address
-    return f"http{'s' * tls}://[{host}]:{port}" if ":" in host else f"http{'s' * tls}://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _Connection(HttpToolsProtocol):

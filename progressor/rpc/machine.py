@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from progressor.config import Dialect
 from progressor.model import Direction, Event, Metadata, Process, ProcessStatus, Range
 from progressor.rpc import values, woody
 from progressor.rpc.gen.state_processing import ttypes as mg
-from progressor.rpc.values import Dialect
 
 VERSION_KEYS = ("format_version", "format")
 """Where an event's metadata may say the version of its representation: hellgate's key and machinery's."""
@@ -26,7 +26,7 @@ def machine(ns: str, process: Process, timer: datetime | None) -> mg.Machine:
         if failed
         else mg.MachineStatus(working=mg.MachineStatusWorking()),
         aux_state=values.load_content(process.aux_state),
-        timer=None if timer is None else timestamp(timer),
+        timer=None if timer is None else woody.show_time(timer),
     )
 
 
@@ -64,11 +64,6 @@ def events(bodies: Sequence[mg.Content], dialect: Dialect) -> list[Event]:
     return [Event(values.store(body.data, dialect), version(body.format_version)) for body in bodies]
 
 
-def timestamp(at: datetime) -> str:
-    """RFC 3339 in UTC with microseconds."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
-
-
 def version(number: int | None) -> Metadata:
     return {} if number is None else {VERSION_KEYS[0]: number}
 
@@ -84,7 +79,7 @@ def format_version(metadata: Metadata) -> int | None:
 def _event(event: Event) -> mg.Event:
     return mg.Event(
         id=event.event_id,
-        created_at=None if event.timestamp is None else timestamp(event.timestamp),
+        created_at=None if event.timestamp is None else woody.show_time(event.timestamp),
         format_version=format_version(event.metadata),
         data=values.load(event.payload),
     )

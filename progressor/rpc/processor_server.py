@@ -130,7 +130,7 @@ def _change(intent: Intent) -> Any:
 def _action(intent: Intent) -> Any:
     match intent.action:
         case SetTimer(at, remove):
-            timer = mg.TimerAction(set_timer=mg.SetTimerAction(timer=Timer(deadline=machine.timestamp(at))))
+            timer = mg.TimerAction(set_timer=mg.SetTimerAction(timer=Timer(deadline=woody.show_time(at))))
             return mg.ComplexAction(timer=timer, remove=mg.RemoveAction() if remove else None)
         case UnsetTimer():
             return mg.ComplexAction(timer=mg.TimerAction(unset_timer=mg.UnsetTimerAction()))

@@ -10,12 +10,12 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+from progressor.config import Dialect
 from progressor.errors import ConfigError, ProcessorError
 from progressor.model import Action, Intent, Remove, SetTimer, StepRequest, TaskType, UnsetTimer, now
 from progressor.rpc import machine, values, woody
 from progressor.rpc.gen.state_processing import Processor as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
-from progressor.rpc.values import Dialect
 from progressor.rpc.woody_client import WoodyClient
 
 DEFAULT_TIMEOUT = 30.0

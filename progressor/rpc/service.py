@@ -28,14 +28,14 @@ class Service:
         result = getattr(self._module, f"{name}_result")()
         headers: Mapping[str, str] = {}
         try:
-            success = await self._methods[name](arguments, call)
-            if success is not None:
-                result.success = success
+            try:
+                success = await self._methods[name](arguments, call)
+                if success is not None:
+                    result.success = success
+            except TException as thrown:
+                setattr(result, _member(result, thrown), thrown)
+                headers = {woody.ERROR_CLASS: woody.BUSINESS, woody.ERROR_REASON: type(thrown).__name__}
             reply = codec.encode_message(name, codec.REPLY, seqid, result)
-        except TException as thrown:
-            setattr(result, _member(result, thrown), thrown)
-            reply = codec.encode_message(name, codec.REPLY, seqid, result)
-            headers = {woody.ERROR_CLASS: woody.BUSINESS, woody.ERROR_REASON: type(thrown).__name__}
         except ValueError as error:
             raise woody.unexpected(str(error)) from error
         return (b"", {}) if kind == codec.ONEWAY else (reply, headers)

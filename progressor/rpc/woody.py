@@ -10,12 +10,13 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import erlang
 from erlang import OtpErlangBinary
 
+from progressor import terms
 from progressor.model import now
 
 CONTENT_TYPE = "application/x-thrift"
@@ -137,20 +138,20 @@ def read_time(text: str) -> datetime:
     return whole.replace(microsecond=int((found[1] or ".0")[1:7].ljust(6, "0")))
 
 
-def deadline_in(seconds: float) -> str:
-    """With milliseconds, as the Erlang library writes it."""
-    return (now() + timedelta(seconds=seconds)).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+def show_time(at: datetime, timespec: str = "microseconds") -> str:
+    """RFC 3339 in UTC."""
+    return at.astimezone(UTC).isoformat(timespec=timespec).removesuffix("+00:00") + "Z"
 
 
 def from_context(context: bytes) -> Call:
     """The call that a task came from; a new one when the context is none of ours."""
     try:
-        term = erlang.binary_to_term(context)
-        span_id, trace_id, parent_id = (_text(item) for item in _entry(term, "woody")[1])
-        meta = {_text(key): _text(value) for key, value in dict(*_entry(term, "woody")[2:]).items()}
-        otel = _entry(term, "otel")
+        term = terms.decode(context)
+        (_, ids, *metas), otel = term[_binary("woody")], term[_binary("otel")]
+        span_id, trace_id, parent_id = map(_text, ids)
+        meta = {_text(key): _text(value) for key, value in dict(*metas).items()}
         trace = f"00-{_text(otel[0])}-{_text(otel[1])}-{otel[2]:02x}" if otel else None
-    except Exception:  # not our bytes: whatever erlang_py and the shape of the term make of them
+    except Exception:  # not our bytes: whatever the shape of the term makes of it
         return Call(new_id(), new_id(), "undefined")
     return Call(trace_id, span_id, parent_id, meta=meta, traceparent=trace)
 
@@ -158,10 +159,6 @@ def from_context(context: bytes) -> Call:
 def new_id() -> str:
     """A number of 64 bits in decimal, as the ids of the Erlang library."""
     return str(secrets.randbits(63))
-
-
-def _entry(term: Any, key: str) -> Any:
-    return term[_binary(key)]
 
 
 def _text(term: OtpErlangBinary) -> str:

@@ -6,6 +6,7 @@ when it was certainly not executed or nobody knows, ProcessorError when another 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
@@ -20,11 +21,13 @@ from urllib3.exceptions import (
 )
 
 from progressor.errors import ProcessorError, TransientError
+from progressor.model import now
 from progressor.rpc import codec, woody
 from progressor.rpc.codec import DecodeError
 
 MAX_ANSWER = 64 * 1024 * 1024
 LONGEST_CONNECT = 1.0
+_TRANSIENT = (woody.UNAVAILABLE.lower(), woody.UNKNOWN.lower())
 CONNECTIONS = 200
 """Kept alive; a pool of workers has as many by default."""
 
@@ -50,7 +53,8 @@ class WoodyClient:
 
     def _post(self, message: bytes, cause: woody.Call) -> tuple[int, Any, bytes]:
         headers = {"content-type": woody.CONTENT_TYPE, "accept": woody.CONTENT_TYPE, **cause.headers()}
-        headers["woody.deadline"] = woody.deadline_in(self._timeout)
+        # Milliseconds, as the Erlang library writes it.
+        headers["woody.deadline"] = woody.show_time(now() + timedelta(seconds=self._timeout), "milliseconds")
         timeout = urllib3.Timeout(connect=min(self._timeout / 5, LONGEST_CONNECT), read=self._timeout)
         try:
             answer = self._pool.request(
@@ -90,9 +94,7 @@ def _failure(status: int, headers: Any) -> ProcessorError:
     error_class = {503: woody.UNAVAILABLE, 504: woody.UNKNOWN}.get(status, woody.UNEXPECTED)
     if status == 502:
         error_class = headers.get(woody.ERROR_CLASS, woody.UNEXPECTED)
-    match error_class.lower():
-        case "resource unavailable":
-            return TransientError(f"resource unavailable: {reason}")
-        case "result unknown":
-            return TransientError(f"result unknown: {reason}")
+    kind = error_class.lower()
+    if kind in _TRANSIENT:
+        return TransientError(f"{kind}: {reason}")
     return ProcessorError(f"result unexpected: {reason}")

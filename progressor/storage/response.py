@@ -14,6 +14,7 @@ from typing import Any
 import erlang
 from erlang import OtpErlangAtom, OtpErlangBinary, OtpErlangList, OtpErlangPid
 
+from progressor import terms
 from progressor.engine.ports import Refused
 from progressor.errors import ClientError, ProcessInError, ProcessorError, ProcessRunning
 from progressor.model import Answered, TaskStatus
@@ -137,9 +138,7 @@ def _quote(text: str, quote: str) -> str | None:
 
 
 def _name(term: Any) -> str | None:
-    if not isinstance(term, OtpErlangAtom):
-        return None
-    return term.value.decode("latin-1") if isinstance(term.value, bytes) else term.value
+    return terms.name(term) if isinstance(term, OtpErlangAtom) else None
 
 
 def _bytes(term: Any) -> bytes:

@@ -18,10 +18,14 @@ from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.rows import TupleRow
+from thrift.protocol.TBinaryProtocol import TBinaryProtocol
+from thrift.transport.THttpClient import THttpClient
 
+from progressor.rpc.gen.state_processing import Automaton
 from progressor.storage import sql
 from tests.eventually import eventually
 
+WOODY_IDS = {"woody.trace-id": "t", "woody.span-id": "s", "woody.parent-id": "undefined"}
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-W", "error", "-m", "progressor.node")
 NS = "acceptance/gate"
@@ -180,6 +184,17 @@ class NodeProcess:
 
 
 StartNode: TypeAlias = Callable[..., NodeProcess]
+
+
+@contextmanager
+def automaton(node: NodeProcess, **headers: str) -> Iterator[Automaton.Client]:
+    """The generated client over Apache's HTTP transport."""
+    transport = THttpClient(f"{node.url}/v1/automaton")
+    transport.setCustomHeaders({**WOODY_IDS, **headers})
+    try:
+        yield Automaton.Client(TBinaryProtocol(transport))
+    finally:
+        transport.close()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 from progressor import Event, Intent, ProcessorError, SetTimer, StepRequest, now, seconds
@@ -30,7 +29,6 @@ def talk(request: StepRequest, options: Mapping[str, Any], context: bytes) -> In
         return Intent([Event(request.args)], response=request.args)
     if "fail" in told:
         raise ProcessorError(told["fail"])
-    sleep(told.get("sleep", 0))
     response = context if "context" in told else None
     if "echo" in told:
         response = ",".join(str(event.event_id) for event in request.process.history).encode()

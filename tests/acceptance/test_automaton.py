@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thrift.protocol.TBinaryProtocol import TBinaryProtocol
-from thrift.transport.THttpClient import THttpClient
 
 from progressor import now
+from progressor.rpc import codec
 from progressor.rpc.gen.msgpack.ttypes import Nil, Value
 from progressor.rpc.gen.state_processing import Automaton
 from progressor.rpc.gen.state_processing import ttypes as mg
-from progressor.rpc.machine import timestamp
+from progressor.rpc.woody import show_time
 from progressor.storage.embedded import EmbeddedPostgres
-from tests.acceptance.nodes import NodeProcess, as_toml, config, started
+from tests.acceptance.nodes import NS, WOODY_IDS, Gates, NodeProcess, as_toml, automaton, config, started
 from tests.conftest import fresh_database
 from tests.eventually import eventually
 
 PLAIN, HELLGATE = "plain/ns", "hellgate/ns"
 CONTENT_TYPE = "application/x-thrift"
-HEADERS = {"content-type": CONTENT_TYPE, "woody.trace-id": "t", "woody.span-id": "s", "woody.parent-id": "undefined"}
 VECTORS = {
     v["name"]: bytes.fromhex(v["hex"])
     for v in json.loads((Path(__file__).parents[1] / "unit/rpc/vectors.json").read_text())["thrift"]
@@ -38,8 +36,13 @@ _NUMBERS = count()
 
 
 @pytest.fixture(scope="module")
-def node(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
-    directory = tmp_path_factory.mktemp("automaton")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Gates:
+    return Gates(tmp_path_factory.mktemp("automaton"))
+
+
+@pytest.fixture(scope="module")
+def node(postgres_server: EmbeddedPostgres, gates: Gates) -> Iterator[NodeProcess]:
+    directory = gates.directory
     with fresh_database(postgres_server) as database:
         settings = config(database.conninfo, directory)
         talk = {"processor": {"client": "tests.acceptance.processors:talk"}, "worker_pool_size": 5}
@@ -55,10 +58,8 @@ def node(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def client(node: NodeProcess) -> Iterator[Automaton.Client]:
-    transport = THttpClient(f"{node.url}/v1/automaton")
-    transport.setCustomHeaders({**HEADERS, "Content-Type": CONTENT_TYPE, "Accept": CONTENT_TYPE})
-    yield Automaton.Client(TBinaryProtocol(transport))
-    transport.close()
+    with automaton(node) as client:
+        yield client
 
 
 def new_id() -> str:
@@ -100,7 +101,7 @@ def test_a_machine(client: Automaton.Client) -> None:
     assert [event.id for event in whole.history] == [1, 2, 3]
     assert all(event.created_at.endswith("Z") and event.format_version == 1 for event in whole.history)
     assert whole.aux_state == mg.Content(data=Value(bin=b"state"))
-    assert timestamp(now()) < whole.timer < timestamp(now() + timedelta(hours=2))
+    assert show_time(now()) < whole.timer < show_time(now() + timedelta(hours=2))
     assert whole.history_range == mg.HistoryRange()
     back = desc(name, after=3, limit=1, direction=mg.Direction.backward)
     assert [event.id for event in client.GetMachine(back).history] == [2]
@@ -173,7 +174,9 @@ def test_declared_exceptions(client: Automaton.Client, case: str) -> None:
 def post(node: NodeProcess, body: bytes, method: str = "POST", **changed: str | None) -> tuple[int, Any, bytes]:
     """Headers by names with `_` for `-` and `__` for `.`; None leaves one out."""
     given = {name.replace("__", ".").replace("_", "-"): value for name, value in changed.items()}
-    headers = {name: value for name, value in {**HEADERS, **given}.items() if value is not None}
+    headers = {
+        name: value for name, value in {"content-type": CONTENT_TYPE, **WOODY_IDS, **given}.items() if value is not None
+    }
     connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=30)
     connection.request(method, "/v1/automaton", body, headers)
     answer = connection.getresponse()
@@ -235,36 +238,30 @@ def test_what_woody_says_of_answers(node: NodeProcess) -> None:
     assert (status, headers["content-type"]) == (200, CONTENT_TYPE)
     assert (headers["woody.error-class"], headers["woody.error-reason"]) == ("Business Error", "NamespaceNotFound")
     assert body.startswith(b"\x80\x01\0\x02\0\0\0\nGetMachine\0\0\0\x07")
-    later = timestamp(now() + timedelta(minutes=1))
+    later = show_time(now() + timedelta(minutes=1))
     assert post(node, get_call(), woody__deadline=later, accept=CONTENT_TYPE)[0] == 200
     status, headers, body = post(node, call(b"GetMachine", get_call()[22:], kind=4))
     assert (status, body) == (200, b"")
 
 
-def test_a_deadline_that_comes_while_the_step_runs(node: NodeProcess, client: Automaton.Client) -> None:
+def test_a_deadline_that_comes_while_the_step_runs(node: NodeProcess, client: Automaton.Client, gates: Gates) -> None:
     name = new_id()
-    client.Start(PLAIN, name, say(events=0))
-    value = json.dumps({"sleep": 3}).encode()
-    args = b"\x0c\0\2\x0b\0\6" + len(value).to_bytes(4, "big") + value + b"\0\0"
-    where = b"\x0c\0\1\x0b\0\1\0\0\0\x08plain/ns\x0c\0\2\x0b\0\1" + len(name).to_bytes(4, "big") + name.encode()
-    message = call(b"Call", where + b"\0\x0c\0\3\0\0" + args)
-    deadline = timestamp(now() + timedelta(seconds=0.5))
+    client.Start(NS, name, say())
+    gates.hold(name)
+    message = codec.encode_message("Call", codec.CALL, 0, Automaton.Call_args(desc(name, NS), say()))
+    deadline = show_time(now() + timedelta(seconds=0.5))
     status, headers, _ = post(node, message, woody__deadline=deadline)
+    gates.await_step(name)
+    gates.open(name)
     assert (status, headers["woody.error-class"]) == (504, "Result Unknown")
 
 
 def test_the_context_reaches_the_processor(node: NodeProcess, client: Automaton.Client) -> None:
-    client._oprot.trans.setCustomHeaders(
-        {
-            **HEADERS,
-            "Content-Type": CONTENT_TYPE,
-            "woody.meta.user-identity.id": "me",
-            "traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
-        }
-    )
+    headers = {"woody.meta.user-identity.id": "me", "traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}
     name = new_id()
     client.Start(PLAIN, name, say(events=0))
-    shown = client.Call(desc(name), say(context=True)).bin
+    with automaton(node, **headers) as machines:
+        shown = machines.Call(desc(name), say(context=True)).bin
     for part in (b"woody", b"user-identity.id", b"me", b"otel", b"a" * 32, b"b" * 16):
         assert part in shown
 
@@ -273,14 +270,10 @@ def test_many_callers_wait_at_once(node: NodeProcess) -> None:
     """More than there are workers, and no thread for each."""
 
     def one(_: int) -> object:
-        transport = THttpClient(f"{node.url}/v1/automaton")
-        transport.setCustomHeaders({**HEADERS, "Content-Type": CONTENT_TYPE})
-        machine = Automaton.Client(TBinaryProtocol(transport))
-        name = new_id()
-        machine.Start(PLAIN, name, say(events=0))
-        answer = machine.Call(desc(name), say(sleep=0.01))
-        transport.close()
-        return answer
+        with automaton(node) as machines:
+            name = new_id()
+            machines.Start(PLAIN, name, say(events=0))
+            return machines.Call(desc(name), say(events=0))
 
     with ThreadPoolExecutor(100) as callers:
         assert list(callers.map(one, range(300))) == [Value(nl=Nil())] * 300

@@ -13,8 +13,6 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from thrift.protocol.TBinaryProtocol import TBinaryProtocol
-from thrift.transport.THttpClient import THttpClient
 
 from progressor import ConfigError, Event, Intent, ProcessorError, Remove, SetTimer, StepRequest, UnsetTimer, now
 from progressor import TransientError as Transient
@@ -22,11 +20,10 @@ from progressor.model import Process, TaskType
 from progressor.processor import resolve
 from progressor.rpc import codec
 from progressor.rpc.gen.msgpack.ttypes import Value
-from progressor.rpc.gen.state_processing import Automaton
 from progressor.rpc.gen.state_processing import Processor as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.processor_server import serving
-from tests.acceptance.nodes import FREE_PORT, NodeProcess, as_toml, config, started
+from tests.acceptance.nodes import FREE_PORT, NodeProcess, as_toml, automaton, config, started
 from tests.conftest import Database
 from tests.eventually import eventually
 
@@ -74,30 +71,28 @@ def node(port: int, database: Database, tmp_path: Any) -> Iterator[NodeProcess]:
 
 
 def test_a_payment_whose_processor_dies_and_comes_back(node: NodeProcess, port: int) -> None:
-    transport = THttpClient(f"{node.url}/v1/automaton")
-    ids = {"woody.trace-id": "t", "woody.span-id": "s", "woody.parent-id": "undefined"}
-    transport.setCustomHeaders({**ids, "Content-Type": "application/x-thrift"})
-    client = Automaton.Client(TBinaryProtocol(transport))
-    machine = mg.MachineDescriptor(NS, mg.Reference(id="p1"), mg.HistoryRange())
+    with automaton(node) as client:
+        machine = mg.MachineDescriptor(NS, mg.Reference(id="p1"), mg.HistoryRange())
 
-    def state() -> Any:
-        return json.loads(client.GetMachine(machine).aux_state.data.bin)
+        def state() -> Any:
+            return json.loads(client.GetMachine(machine).aux_state.data.bin)
 
-    def retries() -> float:
-        found = [line for line in node.get("/metrics").body.splitlines() if line.startswith("progressor_retries_total")]
-        return sum(float(line.split()[-1]) for line in found)
+        def retries() -> float:
+            found = [
+                line for line in node.get("/metrics").body.splitlines() if line.startswith("progressor_retries_total")
+            ]
+            return sum(float(line.split()[-1]) for line in found)
 
-    with processor_process("payment", port, approval_timeout=0.5) as processor:
-        paid = {"amount": 100, "currency": "EUR", "card": "visa"}
-        client.Start(NS, "p1", Value(bin=json.dumps(paid).encode()))
-        assert state()["status"] == "authorised"
-        processor.kill()
-        processor.wait()
-    eventually(lambda: retries() > 0)
-    assert client.GetMachine(machine).status.working is not None
-    with processor_process("payment", port, approval_timeout=0.5):
-        eventually(lambda: state()["status"] == "completed")
-    transport.close()
+        with processor_process("payment", port, approval_timeout=0.5) as processor:
+            paid = {"amount": 100, "currency": "EUR", "card": "visa"}
+            client.Start(NS, "p1", Value(bin=json.dumps(paid).encode()))
+            assert state()["status"] == "authorised"
+            processor.kill()
+            processor.wait()
+        eventually(lambda: retries() > 0)
+        assert client.GetMachine(machine).status.working is not None
+        with processor_process("payment", port, approval_timeout=0.5):
+            eventually(lambda: state()["status"] == "completed")
 
 
 # One step at a time, without a node

@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from progressor.rpc import codec, values
+from progressor import terms
+from progressor.config import Dialect
+from progressor.rpc import codec, values, woody
 from progressor.rpc.codec import DecodeError
 from progressor.rpc.gen.event_sink.ttypes import SinkEvent
 from progressor.rpc.gen.lifecycle_sink.ttypes import LifecycleEvent
 from progressor.rpc.gen.msgpack.ttypes import Nil, Value
 from progressor.rpc.gen.state_processing import Automaton, Processor
 from progressor.rpc.gen.state_processing.ttypes import Content, HistoryRange, MachineStatus
-from progressor.rpc.values import Dialect
+from progressor.rpc.woody import Call
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())
 STRUCTS = {"event_sink.SinkEvent": SinkEvent, "lifecycle_sink.LifecycleEvent": LifecycleEvent}
@@ -105,7 +107,7 @@ def test_any_bytes_can_be_read(data: bytes) -> None:
 def test_compressed_terms_are_read_within_bounds() -> None:
     term = values.store(Value(str="x" * 1000), Dialect.HELLGATE)[1:]
     assert values.load(b"\x83P" + struct.pack(">I", len(term)) + zlib.compress(term)) == Value(str="x" * 1000)
-    bomb = b"\x83P" + struct.pack(">I", 2**31) + zlib.compress(bytes(values.MAX_INFLATED + 1))
+    bomb = b"\x83P" + struct.pack(">I", 2**31) + zlib.compress(bytes(terms.MAX_INFLATED + 1))
     assert values.load(bomb) == Value(bin=bomb)
 
 
@@ -151,3 +153,16 @@ def test_what_has_no_form_is_refused(value: Value) -> None:
 def test_bad_bytes_are_refused(cls: type, data: bytes, problem: str) -> None:
     with pytest.raises(DecodeError, match=problem):
         codec.decode(cls, data)
+
+
+def test_a_context_says_where_a_task_came_from() -> None:
+    trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    for call in (Call("t", "s", "p"), Call("t", "s", "p", meta={"user-identity.id": "me"}, traceparent=trace)):
+        assert woody.from_context(call.context()) == call
+
+
+def test_a_context_that_is_none_of_ours_begins_a_new_trace() -> None:
+    inner = zlib.compress(b"j")
+    bomb = b"\x83t\0\0\0\1m\0\0\0\5woodyP\0\0\0\1" + inner
+    for context in (b"", b"text", b"\x83j", bomb):
+        assert woody.from_context(context).parent_id == "undefined"

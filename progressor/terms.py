@@ -1,0 +1,69 @@
+"""Erlang's external term format, where `erlang_py` needs help: bytes that are no term, bombs, two kinds of atoms."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import erlang
+from erlang import OtpErlangAtom
+
+MAX_INFLATED = 64 * 1024 * 1024
+"""Bytes that a compressed term may have."""
+_VERSION, _COMPRESSED = b"\x83", b"\x83P"
+
+# What follows a tag (Erlang's "External Term Format").
+_NUMBERS = {97: 1, 98: 4, 70: 8, 106: 0}
+"""Small and large integers, floats, the empty list: how many bytes."""
+_BYTES = {110: (1, 1), 115: (1, 0), 119: (1, 0), 100: (2, 0), 107: (2, 0), 118: (2, 0), 109: (4, 0)}
+"""Big integers with their sign, atoms, lists of small integers, binaries: the width of the length, bytes beyond it."""
+_TERMS = {104: (1, 1, 0), 108: (4, 1, 1), 116: (4, 2, 0)}
+"""Tuples, lists with their tail, maps: the width of the count, terms for each, and terms beyond them."""
+
+
+def decode(stored: bytes) -> Any:
+    """The term of numbers, atoms, binaries, tuples, lists and maps; None when the bytes are none of these.
+
+    A term may be compressed as a whole; one inside of another would be inflated without a bound.
+    """
+    if stored.startswith(_COMPRESSED):
+        stored = _inflated(stored)
+    if not (stored.startswith(_VERSION) and _is_one_term(stored)):
+        return None
+    try:
+        return erlang.binary_to_term(stored)
+    except Exception:  # whatever erlang_py makes of bytes that are no term, a struct.error as well as a TypeError
+        return None
+
+
+def name(atom: OtpErlangAtom) -> str:
+    """The text of an atom. Those of OTP 25 and older are Latin-1 bytes."""
+    return atom.value.decode("latin-1") if isinstance(atom.value, bytes) else str(atom.value)
+
+
+def _is_one_term(stored: bytes) -> bool:
+    """Whether all tags are of the kinds of `decode`, and the bytes end where the term does."""
+    at, left = 1, 1
+    while left and at < len(stored):
+        tag, at, left = stored[at], at + 1, left - 1
+        if tag in _NUMBERS:
+            at += _NUMBERS[tag]
+        elif tag in _BYTES:
+            width, more = _BYTES[tag]
+            at += width + more + int.from_bytes(stored[at : at + width], "big")
+        elif tag in _TERMS:
+            width, each, more = _TERMS[tag]
+            left += each * int.from_bytes(stored[at : at + width], "big") + more
+            at += width
+        else:
+            return False
+    return left == 0 and at == len(stored)
+
+
+def _inflated(stored: bytes) -> bytes:
+    inflator = zlib.decompressobj()
+    try:
+        data = inflator.decompress(stored[6:], MAX_INFLATED)
+    except zlib.error:
+        return b""
+    return _VERSION + data if len(data) == int.from_bytes(stored[2:6], "big") else b""
