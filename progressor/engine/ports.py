@@ -1,7 +1,7 @@
-"""What the engine says to its storage, and what it hears: the port between them.
+"""What the engine says to its storage and to the broker, and what it hears: the ports between them.
 
-The engine decides, the storage makes it durable. Everything here is a value; the one protocol, `Storage`,
-has a method for each use case. A storage raises the errors of `progressor.errors` only.
+The engine decides, the storage makes it durable, the publisher tells others. Everything here is a value but the
+protocols, which have a method for each use case. A storage raises the errors of `progressor.errors` only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
+from threading import Event as Flag
 from typing import Protocol
 
 from progressor.engine.history import History
@@ -265,3 +266,57 @@ class Storage(Protocol):
     def trace(self, ns: str, process_id: str) -> Sequence[TraceUnit]: ...
 
     def page(self, ns: str, selection: Selection, limit: int, cursor: str | None) -> Page: ...
+
+
+# Publishing
+
+
+class Notice(StrEnum):
+    """What a message tells: an event, or a turn in the life of its process."""
+
+    EVENT = "event"
+    CREATED = "created"
+    WORKING = "working"
+    FAILED = "failed"
+    REMOVED = "removed"
+
+
+@value
+class Message:
+    """A row of the outbox: what a committed transaction has to tell. Ids grow in the order of commits of a process."""
+
+    message_id: int
+    process_id: str
+    notice: Notice
+    at: datetime
+    """The timestamp of an event, else when its transaction took place."""
+    event_id: int | None = None
+    metadata: Metadata | None = None
+    """Of an event; so is the payload."""
+    payload: bytes | None = None
+    reason: str | None = None
+    """Why the process failed."""
+
+
+@value
+class Published:
+    """What became of messages, by their ids. Those in neither were not acknowledged, and are given again."""
+
+    sent: Sequence[int] = ()
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Why a message can never be sent: it is too large, cannot be encoded. Nothing of its process was sent behind it."""
+    unavailable: str | None = None
+    """Why the others were not sent, though they may be later: no broker answers, there is no such topic."""
+
+
+class Publisher(Protocol):
+    """Sends the messages of one namespace to the broker. Used by one thread."""
+
+    def publish(self, messages: Sequence[Message], stop: Flag) -> Published:
+        """Sends them, those of a process in the order given, and waits for the broker's word on all of them.
+
+        Ends early, with what is known by then, when `stop` is set or when the broker is away for too long. Nothing is
+        on its way any more when it returns. Raises nothing: what it does not expect is `unavailable` too.
+        """
+
+    def close(self) -> None: ...
