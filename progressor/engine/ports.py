@@ -304,9 +304,9 @@ class Published:
 
     sent: Sequence[int] = ()
     refused: Mapping[int, str] = field(default_factory=dict)
-    """Why a message can never be sent: it is too large, cannot be encoded. Nothing of its process was sent behind it."""
+    """Why a message can never be sent, being too large, say. Nothing of its process was sent behind it."""
     unavailable: str | None = None
-    """Why the others were not sent, though they may be later: no broker answers, there is no such topic."""
+    """Why the others were not sent, though they may be later: no broker answers, the topic is missing."""
 
 
 class Publisher(Protocol):
