@@ -309,8 +309,9 @@ class Node:
         def server() -> Actor:
             dialects = {ns.name: ns.dialect for ns in self._config.namespaces.values()}
             services = {"/v1/automaton": Automaton(self.client.future, dialects).answer}
+            listen = self._config.listen
             return HttpServer(
-                address, self.scrape, health, lambda: self.is_ready, announce, services, self._config.listen.tls
+                address, self.scrape, health, lambda: self.is_ready, announce, services, listen.tls, listen.limits
             )
 
         return server

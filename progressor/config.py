@@ -19,7 +19,7 @@ import socket
 import threading
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias, TypeVar
@@ -193,12 +193,29 @@ class TlsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server grants a client: bytes, and seconds."""
+
+    request_bytes: int = 32 * 1024 * 1024
+    head_bytes: int = 64 * 1024
+    """Of a request line with its headers."""
+    connections: int = 5000
+    idle_timeout: float = 60.0
+    """How long a connection may stay open between requests."""
+    stall_timeout: float = 10.0
+    """How long a client may take to send a request, and to go on reading its answer."""
+    stop_timeout: float = 2.0
+    """How long a server that stops lets the connections end that are open."""
+
+
+@dataclass(frozen=True, slots=True)
 class ListenConfig:
     """Host and port of each server; None: it is not started. Port 0: any free one."""
 
     http: tuple[str, int] | None
     thrift: tuple[str, int] | None
     tls: TlsConfig | None = None
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,9 +467,10 @@ def _listen(reader: _Reader) -> ListenConfig:
     with reader:
         http, thrift = reader.optional("http", _address), reader.optional("thrift", _address)
         tls = _tls(reader.table("tls")) if reader.has("tls") else None
+        limits = _limits(reader.table("limits"))
     if http and http == thrift and http[1]:
         reader.problem("thrift", "expected another address than that of http")
-    return ListenConfig(http, thrift, tls)
+    return ListenConfig(http, thrift, tls, limits)
 
 
 def _tls(reader: _Reader) -> TlsConfig:
@@ -461,6 +479,18 @@ def _tls(reader: _Reader) -> TlsConfig:
             certificate=reader.take("certificate", _file),
             key=reader.take("key", _file),
             client_ca=reader.optional("client_ca", _file),
+        )
+
+
+def _limits(reader: _Reader) -> Limits:
+    with reader.over((reader.path, asdict(Limits()))) as table:
+        return Limits(
+            request_bytes=table.take("request_bytes", _positive_integer),
+            head_bytes=table.take("head_bytes", _positive_integer),
+            connections=table.take("connections", _positive_integer),
+            idle_timeout=table.take("idle_timeout", _duration),
+            stall_timeout=table.take("stall_timeout", _duration),
+            stop_timeout=table.take("stop_timeout", _duration),
         )
 
 

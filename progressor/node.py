@@ -168,7 +168,7 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
         front = None
         try:
             if config.listen.http is not None:
-                front = _front(fleet, config.listen.http, config.listen.tls)
+                front = _front(fleet, config.listen.http, config.listen)
             fleet.watch(stop, announce_ready)
         finally:
             logger.info("stopping")
@@ -178,11 +178,14 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
     return 0
 
 
-def _front(fleet: Fleet, address: tuple[str, int], tls: configuration.TlsConfig | None) -> Ref:
-    announce = partial(announce_http, tls=tls is not None)
-    return start_root(
-        lambda: HttpServer(address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce, tls=tls), "http"
-    )
+def _front(fleet: Fleet, address: tuple[str, int], listen: configuration.ListenConfig) -> Ref:
+    def front() -> HttpServer:
+        announce = partial(announce_http, tls=listen.tls is not None)
+        return HttpServer(
+            address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce, tls=listen.tls, limits=listen.limits
+        )
+
+    return start_root(front, "http")
 
 
 if __name__ == "__main__":

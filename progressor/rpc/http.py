@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from threading import Thread
 from typing import Any
@@ -26,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from progressor.config import TlsConfig
+from progressor.config import Limits, TlsConfig
 from progressor.errors import ProgressorError
 from progressor.model import Health
 from progressor.otp import Actor
@@ -35,14 +36,6 @@ from progressor.rpc import woody
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
-MAX_BODY = 32 * 1024 * 1024
-MAX_HEAD = 64 * 1024
-"""Bytes of a request line with its headers."""
-MAX_CONNECTIONS = 5000
-KEEP_ALIVE = 60
-PATIENCE = 10.0
-"""Seconds that a client has to send a request, and to go on reading its answer."""
-GRACE = 2
 BACKLOG = 1024
 
 Service = Callable[[bytes, woody.Call], Awaitable[tuple[bytes, Mapping[str, str]]]]
@@ -70,6 +63,7 @@ class HttpServer(Actor):
         announce: Callable[[tuple[str, int]], None],
         services: Mapping[str, Service] | None = None,
         tls: TlsConfig | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """`services` by their paths."""
         super().__init__()
@@ -80,6 +74,7 @@ class HttpServer(Actor):
         self._announce = announce
         self._services = services or {}
         self._tls = tls
+        self._limits = limits or Limits()
 
     def init(self) -> None:
         """Raises CannotListen."""
@@ -87,7 +82,8 @@ class HttpServer(Actor):
         listener = _listen(self._address)
         pages = [("/metrics", self._metrics_page), ("/health", self._health_page), ("/ready", self._ready_page)]
         routes = [Route(path, _page(answer), methods=["GET"]) for path, answer in pages]
-        self._server = _server([*routes, *(_route(path, service) for path, service in self._services.items())], context)
+        routes += [_route(path, service, self._limits) for path, service in self._services.items()]
+        self._server = _server(routes, context, self._limits)
         self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
         host, port = listener.getsockname()[:2]
@@ -125,15 +121,19 @@ def url(address: tuple[str, int], *, tls: bool = False) -> str:
 
 
 class _Connection(HttpToolsProtocol):
-    """Looks every PATIENCE seconds whether its client still does something, and bounds the head of a request."""
+    """Looks every `stall_timeout` whether its client still does something, and bounds the head of a request."""
 
     _last: tuple[object, bool] | None = None
     _head: int | None = None
     """Bytes that came of a head which is not complete; None between heads."""
 
+    def __init__(self, limits: Limits, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._limits = limits
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch = self.loop.call_later(PATIENCE, self._look)
+        self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
@@ -143,8 +143,9 @@ class _Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._head is not None:
             self._head += len(data)
-            if self._head > MAX_HEAD and not self.transport.is_closing():
-                self.send_400_response(f"A request line with its headers has at most {MAX_HEAD} bytes.")
+            most = self._limits.head_bytes
+            if self._head > most and not self.transport.is_closing():
+                self.send_400_response(f"A request line with its headers has at most {most} bytes.")
 
     def on_message_begin(self) -> None:
         self._head = 0
@@ -163,16 +164,16 @@ class _Connection(HttpToolsProtocol):
             self.transport.abort()
             return
         self._last = now
-        self._watch = self.loop.call_later(PATIENCE, self._look)
+        self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
 
 
-def _server(routes: Sequence[Route], context: ssl.SSLContext | None) -> uvicorn.Server:
+def _server(routes: Sequence[Route], context: ssl.SSLContext | None, limits: Limits) -> uvicorn.Server:
     app = Starlette(routes=list(routes))
     app.router.redirect_slashes = False
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=_Connection,
+            http=partial(_Connection, limits),  # type: ignore[arg-type]  # makes one, which is all that is asked
             loop="uvloop",
             ws="none",
             lifespan="off",
@@ -181,9 +182,9 @@ def _server(routes: Sequence[Route], context: ssl.SSLContext | None) -> uvicorn.
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=GRACE,
+            limit_concurrency=limits.connections,
+            timeout_keep_alive=limits.idle_timeout,  # type: ignore[arg-type]  # timers take fractions of a second
+            timeout_graceful_shutdown=limits.stop_timeout,  # type: ignore[arg-type]
             ssl_context_factory=None if context is None else lambda *_: context,
         )
     )
@@ -218,11 +219,11 @@ def _page(answer: Callable[[], tuple[HTTPStatus, str, bytes]]) -> Callable[[Requ
     return page
 
 
-def _route(path: str, service: Service) -> Route:
+def _route(path: str, service: Service, limits: Limits) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
             call = _call(request)
-            body, headers = await service(await _body(request), call)
+            body, headers = await service(await _body(request, limits), call)
         except woody.Failure as failure:
             return Response(status_code=failure.status, headers={**failure.headers, **_allow(failure)})
         except ClientDisconnect:
@@ -250,17 +251,17 @@ def _allow(failure: woody.Failure) -> dict[str, str]:
     return {"allow": "POST"} if failure.status == HTTPStatus.METHOD_NOT_ALLOWED else {}
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, limits: Limits) -> bytes:
     length = request.headers.get("content-length", "0")
-    too_much = woody.Failure(413, woody.UNEXPECTED, f"a request has at most {MAX_BODY} bytes")
-    if not length.isdecimal() or int(length) > MAX_BODY:
+    too_much = woody.Failure(413, woody.UNEXPECTED, f"a request has at most {limits.request_bytes} bytes")
+    if not length.isdecimal() or int(length) > limits.request_bytes:
         raise too_much
     body = bytearray()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(limits.stall_timeout):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > MAX_BODY:
+                if len(body) > limits.request_bytes:
                     raise too_much
     except TimeoutError:
         raise woody.Failure(408, woody.UNEXPECTED, "the request did not come to its end") from None

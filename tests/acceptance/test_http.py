@@ -5,13 +5,20 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 
 from progressor.storage.embedded import EmbeddedPostgres
 from tests.acceptance.nodes import NodeProcess, as_toml, config, started
-from tests.conftest import fresh_database
+from tests.conftest import Database, fresh_database
+from tests.eventually import eventually
+
+POST = (
+    b"POST /v1/automaton HTTP/1.1\r\nHost: x\r\ncontent-type: application/x-thrift\r\nwoody.trace-id: t\r\n"
+    b"woody.span-id: s\r\nwoody.parent-id: p\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +82,42 @@ def test_a_client_that_cuts_the_connection(node: NodeProcess) -> None:
         with connect(node) as client:
             client.sendall(sent)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with RST
+
+
+def test_what_a_client_may_do_is_configured(database: Database, tmp_path: Path) -> None:
+    settings = config(database.conninfo, tmp_path)
+    limits = {"request_bytes": 100, "head_bytes": 400, "connections": 3, "idle_timeout": 0.2, "stall_timeout": 0.2}
+    settings["listen"]["limits"] = limits
+    file = tmp_path / "sys.toml"
+    file.write_text(as_toml(settings))
+    with started(tmp_path / "log", "--config", file) as node:
+        node.wait_ready()
+        with connect(node) as client:
+            client.sendall(POST % 101 + b"x" * 101)
+            assert client.recv(1000).startswith(b"HTTP/1.1 413")
+        with connect(node) as client:
+            client.sendall(b"GET /" + b"x" * 401)
+            assert client.recv(1000).startswith(b"HTTP/1.1 400")
+        with connect(node) as client:
+            client.sendall(POST % 10)
+            assert client.recv(1000).startswith(b"HTTP/1.1 408")
+        for sent in (b"", b"GET /hea", b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n"):
+            with connect(node) as client:
+                client.sendall(sent)
+                assert until_cut_off(client).startswith(b"HTTP/1.1 200" if sent.endswith(b"\r\n") else b"")
+        eventually(lambda: node.get("/ready").status == 200)  # the connections above are gone
+        with ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(connect(node)).sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\n")
+            eventually(lambda: node.get("/ready").status == 503)
+
+
+def until_cut_off(client: socket.socket) -> bytes:
+    answer = b""
+    with suppress(ConnectionResetError):
+        while more := client.recv(1000):
+            answer += more
+    return answer
 
 
 def connect(node: NodeProcess) -> socket.socket:

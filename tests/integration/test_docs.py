@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 
@@ -177,10 +178,11 @@ def test_every_key_of_the_configuration_is_explained() -> None:
         configuration.PoolConfig,
         configuration.KafkaClientConfig,
         configuration.ListenConfig,
+        configuration.Limits,
     ):
         keys = {field.name for field in dataclasses.fields(part)}
         tables = {"name", "namespaces", "databases", "pools", "kafka", "listen", "parameters"}
-        tables |= {"retry_policy", "processor", "notifier"}
+        tables |= {"retry_policy", "processor", "notifier", "limits"}
         assert keys - tables - explained <= {"storage"}, part
 
 
@@ -196,9 +198,8 @@ def test_every_default_is_told() -> None:
     )
     namespace = config.namespaces["x"]
     for key, told in rows.items():
-        owner = config if hasattr(config, key) else namespace
-        first, _, second = key.partition(".")
-        value = getattr(getattr(owner, first, None), second, None) if second else getattr(owner, first, None)
+        owner: object = config if hasattr(config, key.partition(".")[0]) else namespace
+        value = reduce(lambda part, name: getattr(part, name, None), key.split("."), owner)
         if isinstance(value, float | int) and not isinstance(value, bool):
             assert float(told) == value, key
 

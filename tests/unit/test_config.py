@@ -19,6 +19,7 @@ import pytest
 from progressor.config import (
     LONGEST_NAMESPACE,
     Config,
+    Limits,
     ListenConfig,
     NotifierConfig,
     ProcessorConfig,
@@ -360,6 +361,16 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         BASE + "[listen]\nhttp = 'h:1'\nthrift = 'h:1'",
         ["listen.thrift: expected another address than that of http"],
     ),
+    "limits": (
+        BASE + "[listen.limits]\nrequest_bytes = 1.5\nconnections = 0\nstall_timeout = -1\nidle = 5",
+        [
+            "listen.limits.request_bytes: expected a positive integer, got 1.5",
+            "listen.limits.connections: expected a positive integer, got 0",
+            "listen.limits.stall_timeout: expected a positive number of seconds, got -1",
+            "listen.limits.idle: unknown key, did you mean idle_timeout?",
+        ],
+    ),
+    "limits that are no table": (BASE + "[listen]\nlimits = 5", ["listen.limits: expected a table"]),
 }
 
 
@@ -594,6 +605,12 @@ def test_whatever_stands_anywhere_is_accepted_or_a_line_in_the_error() -> None:
 def test_addresses_may_be_ipv6_and_have_any_free_port(tmp_path: Path) -> None:
     config = loaded(tmp_path, BASE + "[listen]\nhttp = '[::1]:0'\nthrift = 'localhost:8023'")
     assert config.listen == ListenConfig(("::1", 0), ("localhost", 8023))
+
+
+def test_limits_that_are_left_out_are_the_defaults(tmp_path: Path) -> None:
+    config = loaded(tmp_path, BASE + "[listen.limits]\nrequest_bytes = 1000\nidle_timeout = 0.5")
+    assert config.listen.limits == Limits(request_bytes=1000, idle_timeout=0.5)
+    assert loaded(tmp_path, BASE).listen.limits == Limits()
 
 
 def test_a_namespace_may_have_as_many_bytes_as_fit(tmp_path: Path) -> None:
