@@ -308,10 +308,18 @@ class Node:
 
         def server() -> Actor:
             dialects = {ns.name: ns.dialect for ns in self._config.namespaces.values()}
-            services = {"/v1/automaton": Automaton(self.client.future, dialects).answer}
-            listen = self._config.listen
+            requests, listen = self.metrics.requests, self._config.listen
+            services = {"/v1/automaton": Automaton(self.client.future, dialects, requests).answer}
             return HttpServer(
-                address, self.scrape, health, lambda: self.is_ready, announce, services, listen.tls, listen.limits
+                address,
+                self.scrape,
+                health,
+                lambda: self.is_ready,
+                announce,
+                requests,
+                services,
+                listen.tls,
+                listen.limits,
             )
 
         return server

@@ -6,6 +6,7 @@ Each node has a registry of its own. Durations are milliseconds where the origin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from time import monotonic
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -25,6 +26,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.requests = RequestMetrics(self.registry)
         self.calls_scanning = self._duration("progressor_calls_scanning", "Scans for waiting calls")
         self.timers_scanning = self._duration("progressor_timers_scanning", "Scans for due timers")
         self.zombie_collection = self._duration("progressor_zombie_collection", "Rounds of the zombie collector")
@@ -84,6 +86,46 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, [NS, *labels], registry=self.registry)
+
+
+class RequestMetrics:
+    """What clients ask over the ports. A service and its methods are called as in the IDL."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._durations = Histogram(
+            "progressor_request_duration_ms",
+            "Requests, to their answer",
+            ["service", "method", "outcome"],
+            buckets=MS,
+            registry=registry,
+        )
+        self._running = Gauge(
+            "progressor_requests_running", "Requests that wait for their answer", ["service"], registry=registry
+        )
+        self._refused = Counter("progressor_requests_refused", "What was no request", ["port"], registry=registry)
+        self._connections = Gauge("progressor_connections", "Connections of clients", ["port"], registry=registry)
+        self._bound: dict[tuple[str, str, str], Histogram] = {}
+
+    def began(self, service: str) -> float:
+        """When; for `ended`, which must follow."""
+        self._running.labels(service).inc()
+        return monotonic()
+
+    def ended(self, service: str, method: str, outcome: str, began: float) -> None:
+        """`outcome`: `ok`, the name of a declared exception, or a class of errors."""
+        self._running.labels(service).dec()
+        key = (service, method, outcome)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = self._durations.labels(*key)
+        bound.observe((monotonic() - began) * 1000)
+
+    def refused(self, port: str) -> Counter:
+        """Counts what a port did not take for a request: garbage, too much, or not in time."""
+        return self._refused.labels(port)
+
+    def connections(self, port: str) -> Gauge:
+        return self._connections.labels(port)
 
 
 class NamespaceMetrics:

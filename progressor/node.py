@@ -24,6 +24,7 @@ from progressor import config as configuration
 from progressor.application import Node
 from progressor.errors import ConfigError, ProgressorError
 from progressor.fleet import Fleet
+from progressor.metrics import Metrics
 from progressor.otp import Ref, start_root
 from progressor.rpc.http import HttpServer
 from progressor.serving import (
@@ -181,8 +182,16 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
 def _front(fleet: Fleet, address: tuple[str, int], listen: configuration.ListenConfig) -> Ref:
     def front() -> HttpServer:
         announce = partial(announce_http, tls=listen.tls is not None)
+        requests = Metrics().requests
         return HttpServer(
-            address, fleet.scrape, fleet.health, lambda: fleet.is_ready, announce, tls=listen.tls, limits=listen.limits
+            address,
+            fleet.scrape,
+            fleet.health,
+            lambda: fleet.is_ready,
+            announce,
+            requests,
+            tls=listen.tls,
+            limits=listen.limits,
         )
 
     return start_root(front, "http")

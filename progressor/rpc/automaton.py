@@ -26,6 +26,7 @@ from progressor.errors import (
     RequestTimeout,
     StorageUnavailable,
 )
+from progressor.metrics import RequestMetrics
 from progressor.rpc import values, woody
 from progressor.rpc.gen.state_processing import Automaton as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
@@ -44,7 +45,7 @@ _THROWN: Mapping[type[ProgressorError], type[TException]] = {
 
 
 class Automaton(Service):
-    def __init__(self, client: FutureClient, dialects: Mapping[str, Dialect]) -> None:
+    def __init__(self, client: FutureClient, dialects: Mapping[str, Dialect], metrics: RequestMetrics) -> None:
         """`dialects` by namespace."""
         self._client = client
         self._dialects = dialects
@@ -58,7 +59,7 @@ class Automaton(Service):
             "Notify": self._notify,
             "Modernize": self._modernize,
         }
-        super().__init__(Generated, {name: _method(verb) for name, verb in verbs.items()})
+        super().__init__(Generated, {name: _method(verb) for name, verb in verbs.items()}, metrics)
 
     async def _start(self, given: Any, call: woody.Call) -> None:
         args = self._args(given.ns, given.a)

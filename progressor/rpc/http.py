@@ -11,7 +11,8 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -19,7 +20,7 @@ from threading import Thread
 from typing import Any
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -29,12 +30,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from progressor.config import Limits, TlsConfig
 from progressor.errors import ProgressorError
+from progressor.metrics import RequestMetrics
 from progressor.model import Health
 from progressor.otp import Actor
 from progressor.rpc import woody
 
 logger = logging.getLogger(__name__)
 
+PORT = "http"
 JSON = "application/json"
 BACKLOG = 1024
 
@@ -61,6 +64,7 @@ class HttpServer(Actor):
         health: Callable[[], tuple[Health, Mapping[str, Any]]],
         is_ready: Callable[[], bool],
         announce: Callable[[tuple[str, int]], None],
+        requests: RequestMetrics,
         services: Mapping[str, Service] | None = None,
         tls: TlsConfig | None = None,
         limits: Limits | None = None,
@@ -72,6 +76,7 @@ class HttpServer(Actor):
         self._health = health
         self._is_ready = is_ready
         self._announce = announce
+        self._requests = requests
         self._services = services or {}
         self._tls = tls
         self._limits = limits or Limits()
@@ -82,8 +87,9 @@ class HttpServer(Actor):
         listener = _listen(self._address)
         pages = [("/metrics", self._metrics_page), ("/health", self._health_page), ("/ready", self._ready_page)]
         routes = [Route(path, _page(answer), methods=["GET"]) for path, answer in pages]
-        routes += [_route(path, service, self._limits) for path, service in self._services.items()]
-        self._server = _server(routes, context, self._limits)
+        refused = self._requests.refused(PORT)
+        routes += [_route(path, service, self._limits, refused) for path, service in self._services.items()]
+        self._server = _server(routes, context, self._limits, self._requests)
         self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
         host, port = listener.getsockname()[:2]
@@ -127,16 +133,20 @@ class _Connection(HttpToolsProtocol):
     _head: int | None = None
     """Bytes that came of a head which is not complete; None between heads."""
 
-    def __init__(self, limits: Limits, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, limits: Limits, open_: Gauge, refused: Counter, **options: Any) -> None:
+        super().__init__(**options)
         self._limits = limits
+        self._open = open_
+        self._refused = refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._open.inc()
         self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
+        self._open.dec()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -146,6 +156,10 @@ class _Connection(HttpToolsProtocol):
             most = self._limits.head_bytes
             if self._head > most and not self.transport.is_closing():
                 self.send_400_response(f"A request line with its headers has at most {most} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        self._refused.inc()
+        super().send_400_response(msg)
 
     def on_message_begin(self) -> None:
         self._head = 0
@@ -167,13 +181,16 @@ class _Connection(HttpToolsProtocol):
         self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
 
 
-def _server(routes: Sequence[Route], context: ssl.SSLContext | None, limits: Limits) -> uvicorn.Server:
+def _server(
+    routes: Sequence[Route], context: ssl.SSLContext | None, limits: Limits, requests: RequestMetrics
+) -> uvicorn.Server:
+    connection = partial(_Connection, limits, requests.connections(PORT), requests.refused(PORT))
     app = Starlette(routes=list(routes))
     app.router.redirect_slashes = False
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=partial(_Connection, limits),  # type: ignore[arg-type]  # makes one, which is all that is asked
+            http=connection,  # type: ignore[arg-type]  # makes one, which is all that is asked
             loop="uvloop",
             ws="none",
             lifespan="off",
@@ -219,11 +236,12 @@ def _page(answer: Callable[[], tuple[HTTPStatus, str, bytes]]) -> Callable[[Requ
     return page
 
 
-def _route(path: str, service: Service, limits: Limits) -> Route:
+def _route(path: str, service: Service, limits: Limits, refused: Counter) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
-            call = _call(request)
-            body, headers = await service(await _body(request, limits), call)
+            with _counted(refused):
+                call, message = _call(request), await _body(request, limits)
+            body, headers = await service(message, call)
         except woody.Failure as failure:
             return Response(status_code=failure.status, headers={**failure.headers, **_allow(failure)})
         except ClientDisconnect:
@@ -234,6 +252,15 @@ def _route(path: str, service: Service, limits: Limits) -> Route:
         return Response(body, headers={"content-type": woody.CONTENT_TYPE, **headers})
 
     return Route(path, endpoint, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+
+
+@contextmanager
+def _counted(refused: Counter) -> Iterator[None]:
+    try:
+        yield
+    except (woody.Failure, ClientDisconnect):
+        refused.inc()
+        raise
 
 
 def _call(request: Request) -> woody.Call:

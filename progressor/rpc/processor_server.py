@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from progressor.errors import ConfigError, ProcessorError, TransientError
+from progressor.metrics import RequestMetrics
 from progressor.model import Health, Intent, Remove, SetTimer, StepRequest, TaskType, UnsetTimer
 from progressor.otp import start_root
 from progressor.processor import Processor, resolve
@@ -37,11 +39,12 @@ PATH = "/v1/processor"
 class ProcessorService(Service):
     """Steps run in threads: they may block."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, metrics: RequestMetrics) -> None:
         self._processor = processor
         super().__init__(
             Generated,
             {"ProcessSignal": self._signal, "ProcessCall": self._call, "ProcessRepair": self._repair},
+            metrics,
         )
 
     async def _signal(self, given: Any, call: woody.Call) -> Any:
@@ -77,7 +80,9 @@ class ProcessorService(Service):
 @contextmanager
 def serving(client: str, options: Mapping[str, Any] | None = None, listen: str = "127.0.0.1:0") -> Iterator[str]:
     """The URL of the service while the block runs. Raises ConfigError and CannotListen."""
-    service = ProcessorService(resolve(client, options or {}))
+    registry = CollectorRegistry()
+    requests = RequestMetrics(registry)
+    service = ProcessorService(resolve(client, options or {}), requests)
     bound: list[tuple[str, int]] = []
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal():
@@ -85,10 +90,11 @@ def serving(client: str, options: Mapping[str, Any] | None = None, listen: str =
     server = start_root(
         lambda: HttpServer(
             (host.strip("[]"), int(port)),
-            lambda: b"",
+            lambda: generate_latest(registry),
             lambda: (Health.PASSING, {}),
             lambda: True,
             bound.append,
+            requests,
             {PATH: service.answer},
         ),
         "http",

@@ -8,23 +8,40 @@ from typing import Any
 
 from thrift.Thrift import TException
 
+from progressor.metrics import RequestMetrics
 from progressor.rpc import codec, woody
 from progressor.rpc.codec import DecodeError, NotStrict
 
+OK, NO_ANSWER = "ok", "no answer"
+"""Outcomes of a call, beside the names of exceptions and the classes of errors."""
 Method = Callable[[Any, woody.Call], Awaitable[Any]]
 """The arguments' struct and where the call comes from; the result, None for `void`. Raises declared exceptions,
 woody.Failure, and ValueError for what has no place in a result."""
 
 
 class Service:
-    def __init__(self, module: ModuleType, methods: Mapping[str, Method]) -> None:
+    def __init__(self, module: ModuleType, methods: Mapping[str, Method], metrics: RequestMetrics) -> None:
         """`module` is the generated one of the service."""
         self._module = module
         self._methods = methods
+        self._metrics = metrics
+        self._name = module.__name__.rpartition(".")[2]
 
     async def answer(self, message: bytes, call: woody.Call) -> tuple[bytes, Mapping[str, str]]:
         """The reply and its headers. Raises woody.Failure."""
-        name, kind, seqid, arguments = self._read(message)
+        began, name, outcome = self._metrics.began(self._name), "", NO_ANSWER
+        try:
+            name, kind, seqid, arguments = self._read(message)
+            reply, headers = await self._reply(name, seqid, arguments, call)
+            outcome = headers.get(woody.ERROR_REASON, OK)
+        except woody.Failure as failure:
+            outcome = failure.error_class or NO_ANSWER
+            raise
+        finally:
+            self._metrics.ended(self._name, name, outcome, began)
+        return (b"", {}) if kind == codec.ONEWAY else (reply, headers)
+
+    async def _reply(self, name: str, seqid: int, arguments: Any, call: woody.Call) -> tuple[bytes, Mapping[str, str]]:
         result = getattr(self._module, f"{name}_result")()
         headers: Mapping[str, str] = {}
         try:
@@ -35,10 +52,9 @@ class Service:
             except TException as thrown:
                 setattr(result, _member(result, thrown), thrown)
                 headers = {woody.ERROR_CLASS: woody.BUSINESS, woody.ERROR_REASON: type(thrown).__name__}
-            reply = codec.encode_message(name, codec.REPLY, seqid, result)
+            return codec.encode_message(name, codec.REPLY, seqid, result), headers
         except ValueError as error:
             raise woody.unexpected(str(error)) from error
-        return (b"", {}) if kind == codec.ONEWAY else (reply, headers)
 
     def _read(self, message: bytes) -> tuple[str, int, int, Any]:
         if not message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -231,6 +232,28 @@ def test_what_is_no_call_is_refused(node: NodeProcess, case: str) -> None:
     assert (status, headers["woody.error-class"], body) == (expected, reason and error_class, b"")
     assert (headers["woody.error-reason"] or "").startswith(reason or "")
     assert headers["allow"] == ("POST" if expected == 405 else None)
+
+
+def test_requests_are_counted(node: NodeProcess, client: Automaton.Client) -> None:
+    def count(**labels: str) -> float:
+        pattern = "".join(f'(?=.*{name}="{value}")' for name, value in labels.items())
+        pattern = rf"^progressor_request_duration_ms_count{{{pattern}.*}} (\S+)$"
+        return sum(map(float, re.findall(pattern, node.get("/metrics").body, re.MULTILINE)))
+
+    cases: list[tuple[dict[str, str], Callable[[], object]]] = [
+        ({"method": "Start", "outcome": "ok"}, lambda: client.Start(PLAIN, new_id(), say(events=0))),
+        ({"method": "GetMachine", "outcome": "NamespaceNotFound"}, lambda: post(node, get_call())),
+        ({"method": "", "outcome": "Result Unexpected"}, lambda: post(node, call(b"Unheard"))),
+    ]
+    for labels, ask in cases:
+        before = count(service="Automaton", **labels)
+        ask()
+        assert count(service="Automaton", **labels) == before + 1, labels
+    refused = node.metric("progressor_requests_refused_total")
+    assert post(node, b"", method="GET")[0] == 405
+    assert node.metric("progressor_requests_refused_total") == refused + 1
+    assert node.metric("progressor_requests_running") == 0
+    assert node.metric("progressor_connections") >= 1
 
 
 def test_what_woody_says_of_answers(node: NodeProcess) -> None:
