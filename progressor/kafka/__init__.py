@@ -1,0 +1,1 @@
+"""Kafka: what is published, where, and how it gets there in order."""
