@@ -32,6 +32,7 @@ from progressor.errors import (
 )
 from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, ProcessStatus, Range, TraceUnit
 from progressor.otp import Timer, TimerHandle
+from progressor.verbs import FutureVerbs, Verbs
 
 T = TypeVar("T")
 INIT_POLL = 0.25
@@ -71,131 +72,16 @@ class Engine:
             raise NamespaceNotFound from None
 
 
-class FutureClient:
+class FutureClient(FutureVerbs):
     """The verbs as futures. Bad input raises at once; everything else comes with the future."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, client: Client, engine: Engine) -> None:
+        super().__init__(client, engine.readers)
         self._engine = engine
-
-    def execute(
-        self,
-        op: Op | str,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> Future[Answered]:
-        return self._submit(checks.operation(op), ns, id, args, context, range, idempotency_key, timeout, _whole)
-
-    def init(
-        self,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> Future[bytes | None]:
-        return self._submit(Op.INIT, ns, id, args, context, range, idempotency_key, timeout, _response)
-
-    def call(
-        self,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> Future[bytes | None]:
-        return self._submit(Op.CALL, ns, id, args, context, range, idempotency_key, timeout, _response)
-
-    def repair(
-        self,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> Future[bytes | None]:
-        return self._submit(Op.REPAIR, ns, id, args, context, range, idempotency_key, timeout, _response)
-
-    def simple_repair(
-        self,
-        *,
-        ns: str,
-        id: str,
-        context: bytes = b"",
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> Future[None]:
-        return self._submit(Op.SIMPLE_REPAIR, ns, id, b"", context, None, idempotency_key, timeout, _nothing)
-
-    def notify(
-        self,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> Future[int]:
-        return self._submit(Op.NOTIFY, ns, id, args, context, range, idempotency_key, timeout, _task_id)
-
-    def remove(
-        self,
-        *,
-        ns: str,
-        id: str,
-        context: bytes = b"",
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> Future[None]:
-        return self._submit(Op.REMOVE, ns, id, b"", context, None, idempotency_key, timeout, _nothing)
-
-    def get(
-        self,
-        *,
-        ns: str,
-        id: str,
-        range: Range | None = None,
-        cache: bool = True,
-        at_least_event_id: int | None = None,
-        timeout: float | None = None,
-    ) -> Future[Process]:
-        return self._engine.readers.submit(
-            get, self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout
-        )
 
     def timer(self, *, ns: str, id: str) -> Future[datetime | None]:
         """When the timer of a process fires; None when it has none, or when it runs."""
         return self._engine.readers.submit(self._engine.namespace(ns).storage.timer, ns, id)
-
-    def put(
-        self, *, ns: str, id: str, process: Process, action: Action | None = None, context: bytes = b""
-    ) -> Future[None]:
-        return self._engine.readers.submit(put, self._engine, ns, id, process, action, context)
-
-    def trace(self, *, ns: str, id: str) -> Future[Sequence[TraceUnit]]:
-        return self._engine.readers.submit(trace, self._engine, ns, id)
-
-    def list(self, *, ns: str, **selection: Any) -> Future[Page]:
-        return self._engine.readers.submit(page, self._engine, ns, **selection)
-
-    def health_check(self, namespaces: Sequence[str]) -> Future[tuple[Health, Mapping[str, Any]]]:
-        return self._engine.readers.submit(health_check, self._engine, namespaces)
 
     def _submit(
         self,
@@ -217,113 +103,14 @@ class FutureClient:
         return result
 
 
-class Client:
-    """The verbs, waiting for their answers. `future` has the same verbs as futures."""
+class Client(Verbs):
+    """The verbs of a node in this process."""
+
+    future: FutureClient
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.future = FutureClient(engine)
-
-    def execute(
-        self,
-        op: Op | str,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> Answered:
-        """The verb `op` with all that its answer says: also the task, and the last event, for a later
-        `get(at_least_event_id=...)`. The verbs below are short for it."""
-        return self._ask(checks.operation(op), ns, id, args, context, range, idempotency_key, timeout, _whole)
-
-    def init(
-        self,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> bytes | None:
-        """Creates a process and runs its init. Raises ProcessAlreadyExists, ProcessorError, RequestTimeout."""
-        return self._ask(Op.INIT, ns, id, args, context, range, idempotency_key, timeout, _response)
-
-    def call(
-        self,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> bytes | None:
-        """Runs a call, after those that were accepted before. Raises ProcessNotFound, ProcessInError,
-        ProcessorError, RequestTimeout."""
-        return self._ask(Op.CALL, ns, id, args, context, range, idempotency_key, timeout, _response)
-
-    def repair(
-        self,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> bytes | None:
-        """Runs a repair of a process in error. Raises ProcessNotFound, ProcessRunning, ProcessInInit,
-        ProcessorError, RequestTimeout."""
-        return self._ask(Op.REPAIR, ns, id, args, context, range, idempotency_key, timeout, _response)
-
-    def simple_repair(
-        self,
-        *,
-        ns: str,
-        id: str,
-        context: bytes = b"",
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> None:
-        """Lets a process in error go on where it broke. Raises as `repair`, without ProcessorError."""
-        self.future.simple_repair(
-            ns=ns, id=id, context=context, idempotency_key=idempotency_key, timeout=timeout
-        ).result()
-
-    def notify(
-        self,
-        *,
-        ns: str,
-        id: str,
-        args: bytes = b"",
-        context: bytes = b"",
-        range: Range | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        """Stores a notification, which the processor sees in order with calls; its task id.
-        Raises ProcessNotFound, ProcessInError."""
-        return self._ask(Op.NOTIFY, ns, id, args, context, range, idempotency_key, timeout, _task_id)
-
-    def remove(
-        self,
-        *,
-        ns: str,
-        id: str,
-        context: bytes = b"",
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> None:
-        """Deletes a process and all that belongs to it, after the step that runs now. Raises ProcessNotFound."""
-        self._ask(Op.REMOVE, ns, id, b"", context, None, idempotency_key, timeout, _nothing)
+        self.future = FutureClient(self, engine)
 
     def get(
         self,
@@ -335,16 +122,12 @@ class Client:
         at_least_event_id: int | None = None,
         timeout: float | None = None,
     ) -> Process:
-        """Reads a process with a slice of its history; waits while its init runs. Raises ProcessNotFound,
-        RequestTimeout."""
         return get(self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout)
 
     def put(self, *, ns: str, id: str, process: Process, action: Action | None = None, context: bytes = b"") -> None:
-        """Imports a ready process with its history. Raises ProcessAlreadyExists."""
         put(self._engine, ns, id, process, action, context)
 
     def trace(self, *, ns: str, id: str) -> Sequence[TraceUnit]:
-        """Every task of a process with its events, in order. Raises ProcessNotFound."""
         return trace(self._engine, ns, id)
 
     def list(
@@ -361,7 +144,6 @@ class Client:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Processes in the order of their ids, without histories, a page at a time. `metadata`: contains it."""
         return page(
             self._engine,
             ns,
@@ -377,7 +159,6 @@ class Client:
         )
 
     def health_check(self, namespaces: Sequence[str]) -> tuple[Health, Mapping[str, Any]]:
-        """Whether these namespaces work, with details that JSON can carry. Raises NamespaceNotFound."""
         return health_check(self._engine, namespaces)
 
     def _ask(
@@ -390,11 +171,10 @@ class Client:
         range_: Range | None,
         key: str | None,
         timeout: float | None,
-        view: Callable[[Answered], T],
-    ) -> T:
+    ) -> Answered:
         answered, seconds = send(self._engine, op, ns, process_id, args, context, range_, key, timeout)
         try:
-            return view(answered.result(seconds))
+            return answered.result(seconds)
         except FutureTimeout:
             answered.cancel()
             raise RequestTimeout from None
@@ -550,19 +330,3 @@ def _pass_on(expiry: TimerHandle, result: Future[T], view: Callable[[Answered], 
         result.set_exception(error)
     else:
         result.set_result(view(answered.result()))
-
-
-def _whole(answer: Answered) -> Answered:
-    return answer
-
-
-def _response(answer: Answered) -> bytes | None:
-    return answer.response
-
-
-def _task_id(answer: Answered) -> int:
-    return answer.task_id
-
-
-def _nothing(_: Answered) -> None:
-    return None
