@@ -16,7 +16,7 @@ from typing import Any
 from progressor import model
 from progressor.config import RetryPolicy
 from progressor.engine import retry
-from progressor.engine.ports import Claimed, Completion, Outcome, Refused, Task, Timer, TimerChange
+from progressor.engine.ports import Claimed, Completion, Notice, Outcome, Refused, Task, Timer, TimerChange
 from progressor.errors import ProcessorError
 from progressor.model import (
     Action,
@@ -32,6 +32,8 @@ from progressor.model import (
 )
 
 KEEP = Timer(TimerChange.KEEP)
+_TURNS: Mapping[str, Notice] = {ProcessStatus.INIT: Notice.CREATED, ProcessStatus.ERROR: Notice.WORKING}
+"""What a good step makes known, by the status that the process had."""
 ANSWERED_AT_ONCE = (TaskType.INIT, TaskType.CALL, TaskType.REPAIR)
 """Tasks with a caller: their failure is his, they are not retried."""
 
@@ -160,6 +162,7 @@ def _succeed(claimed: Claimed, intent: Intent, events: Sequence[Event], now: dat
         timer=timer,
         attempts=task.attempts,
         history=claimed.history,
+        notice=None if timer.change is TimerChange.REMOVE else _TURNS.get(process.status),
     )
 
 
@@ -221,9 +224,9 @@ def _fail(claimed: Claimed, failure: Failure, policy: RetryPolicy, now: datetime
 
 def _break(claimed: Claimed, reason: str, attempts: int, now: datetime, next_token: int) -> Completion:
     """The process goes to error; after a failed repair it stays there as it was."""
-    task, process = claimed.task, claimed.process
+    task, process, notice = claimed.task, claimed.process, None
     if task.task_type is not TaskType.REPAIR:
-        process = _broken(process, reason, task.task_id, now)
+        process, notice = _broken(process, reason, task.task_id, now), Notice.FAILED
     return Completion(
         task=task,
         next_token=next_token,
@@ -233,6 +236,7 @@ def _break(claimed: Claimed, reason: str, attempts: int, now: datetime, next_tok
         before=claimed.process,
         attempts=attempts,
         history=claimed.history,
+        notice=notice,
     )
 
 

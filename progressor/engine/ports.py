@@ -6,11 +6,10 @@ protocols, which have a method for each use case. A storage raises the errors of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
-from threading import Event as Flag
 from typing import Protocol
 
 from progressor.engine.history import History
@@ -108,6 +107,16 @@ class TimerChange(StrEnum):
     REMOVE = "remove"
 
 
+class Notice(StrEnum):
+    """What a message tells: an event, or a turn in the life of its process."""
+
+    EVENT = "event"
+    CREATED = "created"
+    WORKING = "working"
+    FAILED = "failed"
+    REMOVED = "removed"
+
+
 @value
 class Timer:
     """What becomes of the timer. `at`, `task_type`, `args` and `context` are those of the new task, if any."""
@@ -139,6 +148,8 @@ class Completion:
     attempts: int = 0
     retry_interval: float = 0.0
     history: History | None = field(default=None, compare=False)
+    notice: Notice | None = None
+    """What it means for the life of the process; that it is removed is not said here."""
 
 
 @value
@@ -271,16 +282,6 @@ class Storage(Protocol):
 # Publishing
 
 
-class Notice(StrEnum):
-    """What a message tells: an event, or a turn in the life of its process."""
-
-    EVENT = "event"
-    CREATED = "created"
-    WORKING = "working"
-    FAILED = "failed"
-    REMOVED = "removed"
-
-
 @value
 class Message:
     """A row of the outbox: what a committed transaction has to tell. Ids grow in the order of commits of a process."""
@@ -312,11 +313,11 @@ class Published:
 class Publisher(Protocol):
     """Sends the messages of one namespace to the broker. Used by one thread."""
 
-    def publish(self, messages: Sequence[Message], stop: Flag) -> Published:
+    def publish(self, messages: Sequence[Message], is_stopping: Callable[[], bool]) -> Published:
         """Sends them, those of a process in the order given, and waits for the broker's word on all of them.
 
-        Ends early, with what is known by then, when `stop` is set or when the broker is away for too long. Nothing is
-        on its way any more when it returns. Raises nothing: what it does not expect is `unavailable` too.
+        Ends early, with what is known by then, when the broker is away for too long, or the node stops: `is_stopping`
+        is to be asked a few times a second. Sends nothing any more when it has returned.
         """
 
     def close(self) -> None: ...

@@ -18,6 +18,7 @@ from progressor.engine.ports import (
     BrokenTask,
     Claimed,
     Completion,
+    Notice,
     Outcome,
     Refused,
     Task,
@@ -479,3 +480,52 @@ def test_a_completion_that_the_database_refuses_becomes_a_defect_of_its_step(tas
     assert refusal.history is None
     assert_nothing_stored(refusal)
     assert_refused(refusal, "too big")
+
+
+# What is made known of its life (docs/notifications.md)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "status", "notice"),
+    [
+        (TaskType.INIT, "init", Notice.CREATED),
+        (TaskType.CALL, "running", None),
+        (TaskType.NOTIFY, "running", None),
+        (TaskType.TIMEOUT, "running", None),
+        (TaskType.REPAIR, "error", Notice.WORKING),
+        (TaskType.TIMEOUT, "error", Notice.WORKING),  # of a simple repair
+    ],
+)
+def test_a_good_step_is_made_known_when_the_process_did_not_run(
+    task_type: TaskType, status: str, notice: Notice | None
+) -> None:
+    claimed = claim(task_type, status=status)
+    for action in (None, UnsetTimer(), SetTimer(NOW), SetTimer(NOW + timedelta(days=1), remove=True)):
+        assert succeed(claimed, Intent(action=action)).notice is notice
+
+
+@pytest.mark.parametrize("task_type", TaskType)
+def test_a_step_that_removes_makes_nothing_known_but_the_removal(task_type: TaskType) -> None:
+    assert succeed(claim(task_type), Intent(action=Remove())).notice is None
+
+
+@pytest.mark.parametrize("task_type", TaskType)
+def test_a_step_that_fails_for_good_is_made_known_unless_it_was_a_repair(task_type: TaskType) -> None:
+    completion = fail(claim(task_type), Kind.DEFECT, "why")
+    assert completion.notice is (None if task_type is TaskType.REPAIR else Notice.FAILED)
+    assert completion.process.detail == ("old reason" if task_type is TaskType.REPAIR else "why")
+
+
+@pytest.mark.parametrize("task_type", WITHOUT_CALLER)
+def test_a_step_that_is_tried_again_is_not_made_known(task_type: TaskType) -> None:
+    assert fail(claim(task_type), Kind.TRANSIENT).notice is None
+
+
+def test_a_zombie_that_ends_is_made_known() -> None:
+    completion = recover(claim(TaskType.CALL, attempts=1))
+    assert isinstance(completion, Completion)
+    assert completion.notice is Notice.FAILED
+
+
+def test_a_timer_that_fails_again_after_a_simple_repair_is_made_known_again() -> None:
+    assert fail(claim(TaskType.TIMEOUT, status="error"), Kind.DEFECT).notice is Notice.FAILED
