@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from threading import Event
 from time import monotonic
@@ -49,11 +51,12 @@ from progressor.otp import (
     Strategy,
     Supervisor,
     Timer,
+    WhichChildren,
     start_root,
 )
 from progressor.processor import Processor, resolve
 from progressor.rpc.automaton import Automaton
-from progressor.rpc.http import HttpServer
+from progressor.rpc.http import HttpServer, Pages, StopAccepting
 from progressor.storage import migrate
 from progressor.storage.committer import Committer
 from progressor.storage.leases import PostgresLeases
@@ -85,9 +88,17 @@ class _Database:
 class Node:
     """A node of the cluster. `with Node.from_config(...) as node:` runs it; `node.client` has the verbs."""
 
-    def __init__(self, config: Config) -> None:
-        """Nothing is started. Raises ConfigError when a processor cannot be found."""
+    def __init__(
+        self, config: Config, listeners: Mapping[str, socket.socket] | None = None, pages: Pages | None = None
+    ) -> None:
+        """Nothing is started. Raises ConfigError when a processor cannot be found.
+
+        For one of several processes that serve the same ports: `listeners` are the sockets that they share, by their
+        keys in `[listen]`, and `pages` speak for all of them.
+        """
         self._config = config
+        self._listeners = listeners or {}
+        self._pages = pages or self
         self._processors = _resolve(config.namespaces.values())
         self.metrics = Metrics()
         self._directory = Directory()
@@ -303,24 +314,12 @@ class Node:
         def announce(bound: tuple[str, int]) -> None:
             self.http_address = bound
 
-        def health() -> tuple[Health, Mapping[str, Any]]:
-            return self.health()
-
         def server() -> Actor:
             dialects = {ns.name: ns.dialect for ns in self._config.namespaces.values()}
             requests, listen = self.metrics.requests, self._config.listen
             services = {"/v1/automaton": Automaton(self.client.future, dialects, requests).answer}
-            return HttpServer(
-                address,
-                self.scrape,
-                health,
-                lambda: self.is_ready,
-                announce,
-                requests,
-                services,
-                listen.tls,
-                listen.limits,
-            )
+            where = self._listeners.get("http", address)
+            return HttpServer(where, self._pages, announce, requests, services, listen.tls, listen.limits)
 
         return server
 
@@ -385,6 +384,7 @@ class Node:
     # Stop
 
     def _drain(self) -> None:
+        self._leave_shared_ports()
         self._draining = True
         deadline = monotonic() + self._config.drain_timeout
         for ns in self._config.namespaces:
@@ -397,6 +397,16 @@ class Node:
             for ns in db.namespaces:  # it hands back what did not begin, if there is a database to take it
                 left = deadline - monotonic() if db.lease.is_valid else 0.0
                 self._ask(Role.SCANNER, ns, Settle(), max(HEALTH_PATIENCE, left))
+
+    def _leave_shared_ports(self) -> None:
+        """Who comes now is for the other processes."""
+        with suppress(ActorDead, CallTimeout):
+            children = self._root.call(WhichChildren(), HEALTH_PATIENCE) if self._listeners and self._root else ()
+            for child in children:
+                if child.id in self._listeners and child.ref is not None:
+                    child.ref.call(StopAccepting(), HEALTH_PATIENCE)
+        for listener in self._listeners.values():
+            listener.close()
 
     def _held(self, ns: str) -> bool:
         """Whether something is left; who is too busy to answer has something."""

@@ -1,8 +1,10 @@
 """N engine processes under one parent, for more than one core.
 
 Each child is a whole node with an epoch of its own; what one leaves undone another takes over. The parent runs no
-steps: it migrates the database, starts a child again that dies, passes signals on, and speaks for all of them
-in metrics and health. Children whose parent is gone stop by themselves.
+steps: it migrates the database, opens the ports, starts a child again that dies, and passes signals on. All children
+accept from the same sockets, so that a connection belongs to one of them, and those that wait to be accepted to
+whoever lives. Parent and child ask each other over a pipe each: the parent speaks for all in metrics and
+health, whichever child is asked. Children whose parent is gone stop by themselves.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -19,15 +22,17 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from progressor.application import Node
-from progressor.config import Config, ListenConfig
+from progressor.config import Config
 from progressor.errors import ProgressorError
 from progressor.model import Health
+from progressor.rpc.http import Pages
+from progressor.rpc.listener import bound, listen, tls_context
 from progressor.serving import LOG_FORMAT, serve
 from progressor.storage import migrate
 
@@ -50,6 +55,7 @@ class _Child:
     number: int
     process: SpawnProcess
     pipe: Connection
+    """Over which it is asked."""
     started: float
     deaths: int = 0
     restart_at: float | None = None
@@ -67,20 +73,28 @@ class Fleet:
         self._asking = Lock()
         self._size = size
         self._children: list[_Child] = []
+        self._listeners: dict[str, socket.socket] = {}
+
+    @property
+    def http_address(self) -> tuple[str, int] | None:
+        listener = self._listeners.get("http")
+        return None if listener is None else bound(listener)
 
     def start(self) -> None:
-        """Migrates, and starts the children. Raises StorageUnavailable, or SchemaOutdated when it may not migrate."""
+        """Migrates, opens the ports and starts the children. Raises StorageUnavailable, SchemaOutdated when it may not
+        migrate, and CannotListen."""
         if self._config.migration_enabled:
             self._node.migrate()
         else:
             _check_schemas(self._config)
+        self._open_ports()
         self._children = [self._spawn(number) for number in range(self._size)]
 
     def watch(self, stop: Event, on_ready: Callable[[], object]) -> None:
         """Keeps the children alive until `stop` is set. Calls `on_ready` when all are ready for the first time."""
         ready = False
         while not stop.wait(WATCH_INTERVAL):
-            if not ready and self.is_ready:
+            if not ready and self._all_are_ready:
                 ready = True
                 on_ready()
             for place, child in enumerate(self._children):
@@ -92,7 +106,8 @@ class Fleet:
             _send(child.process, number)
 
     def stop(self) -> None:
-        """Drains and stops the children; kills those that take too long."""
+        """Drains and stops the children; kills those that take too long. Who connects meanwhile is refused."""
+        self._close_ports()
         self.signal(signal.SIGTERM)
         deadline = monotonic() + self._config.drain_timeout + STOP_MARGIN
         for child in self._children:
@@ -101,6 +116,7 @@ class Fleet:
 
     def kill(self) -> None:
         """Ends the children at once."""
+        self._close_ports()
         self.signal(signal.SIGKILL)
         for child in self._children:
             child.process.join()
@@ -125,21 +141,42 @@ class Fleet:
 
     @property
     def is_ready(self) -> bool:
+        """Whether a child takes requests: the others need not accept any."""
+        return any(answer is True for _, answer in self._ask(READY))
+
+    @property
+    def _all_are_ready(self) -> bool:
         return all(answer is True for _, answer in self._ask(READY))
+
+    def _open_ports(self) -> None:
+        config = self._config.listen
+        if config.tls is not None:
+            tls_context(config.tls)  # what each child makes; it would die of it again and again
+        for name, address in {"http": config.http}.items():
+            if address is not None:
+                self._listeners[name] = listen(address)
+
+    def _close_ports(self) -> None:
+        for listener in self._listeners.values():
+            listener.close()
 
     def _spawn(self, number: int, deaths: int = 0) -> _Child:
         ours, theirs = self._context.Pipe()
+        asked, asking = self._context.Pipe()
         config = replace(
             self._config,
             node_name=f"{self._config.node_name}#{number}",
             migration_enabled=False,
-            listen=ListenConfig(None, None),
         )
         process = self._context.Process(
-            target=_child_main, args=(config, theirs, self._log_level), name=f"progressor-node {number}"
+            target=_child_main,
+            args=(config, self._listeners, theirs, asking, self._log_level),
+            name=f"progressor-node {number}",
         )
         process.start()
         theirs.close()
+        asking.close()
+        Thread(target=_answer_questions, args=(asked, _answers(self)), name=f"for {number}", daemon=True).start()
         logger.info("engine process %d: pid %s", number, process.pid)
         return _Child(number, process, ours, monotonic(), deaths)
 
@@ -204,33 +241,67 @@ def _send(process: SpawnProcess, number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
+def _answers(pages: Pages) -> Mapping[Question, Callable[[], Any]]:
+    return {SCRAPE: pages.scrape, HEALTH: pages.health, READY: lambda: pages.is_ready}
+
+
+def _answer_questions(pipe: Connection, answers: Mapping[Question, Callable[[], Any]]) -> None:
+    """Until the other side is gone."""
+    with pipe, suppress(EOFError, OSError):
+        while True:
+            pipe.send(answers[pipe.recv()]())
+
+
 # The child's side
 
 
-def _child_main(config: Config, pipe: Connection, log_level: int) -> None:
+class _Parent:
+    """What the parent says of all children. When it is gone this process ends soon, whatever is said."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._asking = Lock()
+
+    def scrape(self) -> bytes:
+        return cast("bytes", self._ask(SCRAPE, b""))
+
+    def health(self) -> tuple[Health, Mapping[str, Any]]:
+        return cast("tuple[Health, Mapping[str, Any]]", self._ask(HEALTH, (Health.CRITICAL, {})))
+
+    @property
+    def is_ready(self) -> bool:
+        return cast("bool", self._ask(READY, False))
+
+    def _ask(self, question: Question, otherwise: object) -> object:
+        try:
+            with self._asking:
+                self._pipe.send(question)
+                return self._pipe.recv()
+        except (EOFError, OSError):
+            return otherwise
+
+
+def _child_main(
+    config: Config,
+    listeners: Mapping[str, socket.socket],
+    asked: Connection,
+    asking: Connection,
+    log_level: int,
+) -> None:
     logging.basicConfig(level=log_level, format=f"[%(process)d] {LOG_FORMAT}", stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is for the parent
     try:
-        node = Node(config)
+        node = Node(config, listeners, _Parent(asking))
         with suppress(KeyboardInterrupt):
-            sys.exit(serve(node, lambda: _speak_for(node, pipe), stop_signals=(signal.SIGTERM,)))
+            sys.exit(serve(node, lambda: _speak_for(node, asked), stop_signals=(signal.SIGTERM,)))
     except ProgressorError as error:
         logger.error("%s", error)  # noqa: TRY400 - foreseen: no traceback
         sys.exit(1)
 
 
 def _speak_for(node: Node, pipe: Connection) -> None:
-    answers: Mapping[Question, Callable[[], Any]] = {
-        SCRAPE: node.scrape,
-        HEALTH: node.health,
-        READY: lambda: node.is_ready,
-    }
-    Thread(target=_answer_questions, args=(pipe, answers), name="spokesman", daemon=True).start()
-
-
-def _answer_questions(pipe: Connection, answers: Mapping[Question, Callable[[], Any]]) -> None:
-    try:
-        while True:
-            pipe.send(answers[pipe.recv()]())
-    except (EOFError, OSError):
+    def speak() -> None:
+        _answer_questions(pipe, _answers(node))
         os.kill(os.getpid(), signal.SIGTERM)  # the parent is gone
+
+    Thread(target=speak, name="spokesman", daemon=True).start()

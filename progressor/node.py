@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import resource
 import signal
 import sys
@@ -24,9 +23,6 @@ from progressor import config as configuration
 from progressor.application import Node
 from progressor.errors import ConfigError, ProgressorError
 from progressor.fleet import Fleet
-from progressor.metrics import Metrics
-from progressor.otp import Ref, start_root
-from progressor.rpc.http import HttpServer
 from progressor.serving import (
     EXIT_FAILED,
     LOG_FORMAT,
@@ -154,7 +150,13 @@ def _run(options: argparse.Namespace, config: configuration.Config) -> int:
         return 0
     if options.processes > 1:
         return _serve_fleet(Fleet(config, options.processes, logging.getLogger().level), config)
-    return serve(node, announce_ready)
+    return serve(node, partial(_announce, node))
+
+
+def _announce(node: Node) -> None:
+    if node.http_address is not None:
+        announce_http(node.http_address, tls=node.has_tls)
+    announce_ready()
 
 
 def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
@@ -166,35 +168,14 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
     handlers = {number: on_stop(stop, fleet.kill) for number in STOP_SIGNALS}
     with signals({**handlers, signal.SIGUSR1: on_dump}):
         fleet.start()
-        front = None
         try:
-            if config.listen.http is not None:
-                front = _front(fleet, config.listen.http, config.listen)
+            if fleet.http_address is not None:
+                announce_http(fleet.http_address, tls=config.listen.tls is not None)
             fleet.watch(stop, announce_ready)
         finally:
             logger.info("stopping")
             fleet.stop()
-            if front is not None:
-                front.stop(math.inf)
     return 0
-
-
-def _front(fleet: Fleet, address: tuple[str, int], listen: configuration.ListenConfig) -> Ref:
-    def front() -> HttpServer:
-        announce = partial(announce_http, tls=listen.tls is not None)
-        requests = Metrics().requests
-        return HttpServer(
-            address,
-            fleet.scrape,
-            fleet.health,
-            lambda: fleet.is_ready,
-            announce,
-            requests,
-            tls=listen.tls,
-            limits=listen.limits,
-        )
-
-    return start_root(front, "http")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from progressor.application import Node
 from progressor.errors import ProgressorError
 from progressor.otp import ChildStartFailed, actors
-from progressor.rpc.http import url
+from progressor.rpc.listener import url
 
 EXIT_FAILED = 1
 LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
@@ -39,8 +39,6 @@ def serve(
     handlers = {number: on_stop(stop, lambda: None) for number in stop_signals}
     with signals({**handlers, signal.SIGUSR1: _on_dump}):
         _start(node)
-        if node.http_address is not None:
-            announce_http(node.http_address, tls=node.has_tls)
         on_started()
         while not stop.is_set() and not node.wait_failed(0.2):
             pass

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from typing import Any, Protocol
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge
@@ -29,24 +29,21 @@ from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from progressor.config import Limits, TlsConfig
-from progressor.errors import ProgressorError
 from progressor.metrics import RequestMetrics
 from progressor.model import Health
-from progressor.otp import Actor
+from progressor.otp import Actor, Call
 from progressor.rpc import woody
+from progressor.rpc.listener import bound, listen, tls_context
 
 logger = logging.getLogger(__name__)
 
 PORT = "http"
+PATIENCE = 5.0
+"""Seconds for the loop of the server to hear what it is told."""
 JSON = "application/json"
-BACKLOG = 1024
 
 Service = Callable[[bytes, woody.Call], Awaitable[tuple[bytes, Mapping[str, str]]]]
 """A message and where it comes from; the reply and its headers. Raises woody.Failure."""
-
-
-class CannotListen(ProgressorError):
-    """cannot listen on this address"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,46 +51,63 @@ class Stopped:
     """The server has ended, though nobody told it to."""
 
 
+@dataclass(frozen=True, slots=True)
+class StopAccepting(Call[None]):
+    """Leave new connections to others who listen on the same socket, and end those that ask for nothing now."""
+
+
+class Pages(Protocol):
+    """Whom the server asks at each request of a page."""
+
+    def scrape(self) -> bytes: ...
+
+    def health(self) -> tuple[Health, Mapping[str, Any]]: ...
+
+    @property
+    def is_ready(self) -> bool: ...
+
+
 class HttpServer(Actor):
-    """Serves one address; `metrics`, `health` and `is_ready` are asked at each request."""
+    """Serves a socket that listens, or an address."""
 
     def __init__(
         self,
-        address: tuple[str, int],
-        metrics: Callable[[], bytes],
-        health: Callable[[], tuple[Health, Mapping[str, Any]]],
-        is_ready: Callable[[], bool],
+        where: socket.socket | tuple[str, int],
+        pages: Pages,
         announce: Callable[[tuple[str, int]], None],
         requests: RequestMetrics,
-        services: Mapping[str, Service] | None = None,
+        services: Mapping[str, Service],
         tls: TlsConfig | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """`services` by their paths."""
+        """`services` by their paths. A socket stays its owner's: it is open when the server has stopped."""
         super().__init__()
-        self._address = address
-        self._metrics = metrics
-        self._health = health
-        self._is_ready = is_ready
+        self._where = where
+        self._pages = pages
         self._announce = announce
         self._requests = requests
-        self._services = services or {}
+        self._services = services
         self._tls = tls
         self._limits = limits or Limits()
 
     def init(self) -> None:
         """Raises CannotListen."""
-        context = None if self._tls is None else _context(self._tls)
-        listener = _listen(self._address)
+        context = None if self._tls is None else tls_context(self._tls)
+        listener = self._where.dup() if isinstance(self._where, socket.socket) else listen(self._where)
         pages = [("/metrics", self._metrics_page), ("/health", self._health_page), ("/ready", self._ready_page)]
         routes = [Route(path, _page(answer), methods=["GET"]) for path, answer in pages]
         refused = self._requests.refused(PORT)
         routes += [_route(path, service, self._limits, refused) for path, service in self._services.items()]
-        self._server = _server(routes, context, self._limits, self._requests)
+        self._server = _Server(_configuration(routes, context, self._limits, self._requests))
         self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
-        host, port = listener.getsockname()[:2]
-        self._announce((str(host), int(port)))
+        self._announce(bound(listener))
+
+    def handle(self, message: object) -> object:
+        if not isinstance(message, StopAccepting):
+            return super().handle(message)
+        self._server.leave()
+        return None
 
     def terminate(self, reason: Exception) -> None:
         self._server.should_exit = True
@@ -108,22 +122,40 @@ class HttpServer(Actor):
                 self.ref.cast(Stopped())
 
     def _metrics_page(self) -> tuple[HTTPStatus, str, bytes]:
-        return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._metrics()
+        return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._pages.scrape()
 
     def _health_page(self) -> tuple[HTTPStatus, str, bytes]:
-        health, details = self._health()
+        health, details = self._pages.health()
         status = HTTPStatus.OK if health is Health.PASSING else HTTPStatus.SERVICE_UNAVAILABLE
         return status, JSON, json.dumps({"status": health, "details": details}).encode()
 
     def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
-        ready = self._is_ready()
+        ready = self._pages.is_ready
         return (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE), JSON, json.dumps({"ready": ready}).encode()
 
 
-def url(address: tuple[str, int], *, tls: bool = False) -> str:
-    host, port = address
-    scheme = "https" if tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+class _Server(uvicorn.Server):
+    """Can stop accepting long before it exits."""
+
+    _leaving = False
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._has_left = Event()
+
+    def leave(self) -> None:
+        """Accepts nothing more when it returns."""
+        self._leaving = True
+        self._has_left.wait(PATIENCE)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._leaving:
+            for server in self.servers:
+                server.close()
+            for connection in list(self.server_state.connections):
+                connection.shutdown()  # at once, or after the answer that it waits for
+            self._has_left.set()
+        return await super().on_tick(counter)
 
 
 class _Connection(HttpToolsProtocol):
@@ -181,51 +213,28 @@ class _Connection(HttpToolsProtocol):
         self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
 
 
-def _server(
+def _configuration(
     routes: Sequence[Route], context: ssl.SSLContext | None, limits: Limits, requests: RequestMetrics
-) -> uvicorn.Server:
+) -> uvicorn.Config:
     connection = partial(_Connection, limits, requests.connections(PORT), requests.refused(PORT))
     app = Starlette(routes=list(routes))
     app.router.redirect_slashes = False
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=connection,  # type: ignore[arg-type]  # makes one, which is all that is asked
-            loop="uvloop",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=limits.connections,
-            timeout_keep_alive=limits.idle_timeout,  # type: ignore[arg-type]  # timers take fractions of a second
-            timeout_graceful_shutdown=limits.stop_timeout,  # type: ignore[arg-type]
-            ssl_context_factory=None if context is None else lambda *_: context,
-        )
+    return uvicorn.Config(
+        app,
+        http=connection,  # type: ignore[arg-type]  # makes one, which is all that is asked
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        timeout_keep_alive=limits.idle_timeout,  # type: ignore[arg-type]  # timers take fractions of a second
+        timeout_graceful_shutdown=limits.stop_timeout,  # type: ignore[arg-type]
+        ssl_context_factory=None if context is None else lambda *_: context,
     )
-
-
-def _context(tls: TlsConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-        if tls.client_ca is not None:
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except ssl.SSLError as error:
-        raise CannotListen(f"listen.tls: certificate, key and client_ca do not fit: {error.reason}") from error
-    return context
-
-
-def _listen(address: tuple[str, int]) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    try:
-        return socket.create_server(address, family=family, backlog=BACKLOG)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (while ")[0]  # it repeats the address
-        raise CannotListen(f"cannot listen on {url(address)}: {reason}") from error
 
 
 def _page(answer: Callable[[], tuple[HTTPStatus, str, bytes]]) -> Callable[[Request], Awaitable[Response]]:

@@ -30,7 +30,8 @@ from progressor.rpc.gen.base.ttypes import Timer
 from progressor.rpc.gen.msgpack.ttypes import Value
 from progressor.rpc.gen.state_processing import Processor as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
-from progressor.rpc.http import CannotListen, HttpServer, url
+from progressor.rpc.http import HttpServer
+from progressor.rpc.listener import CannotListen, url
 from progressor.rpc.service import Service
 
 PATH = "/v1/processor"
@@ -77,6 +78,19 @@ class ProcessorService(Service):
             raise woody.unexpected(error.reason) from error
 
 
+class _Pages:
+    is_ready = True
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def scrape(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def health(self) -> tuple[Health, Mapping[str, Any]]:
+        return Health.PASSING, {}
+
+
 @contextmanager
 def serving(client: str, options: Mapping[str, Any] | None = None, listen: str = "127.0.0.1:0") -> Iterator[str]:
     """The URL of the service while the block runs. Raises ConfigError and CannotListen."""
@@ -90,9 +104,7 @@ def serving(client: str, options: Mapping[str, Any] | None = None, listen: str =
     server = start_root(
         lambda: HttpServer(
             (host.strip("[]"), int(port)),
-            lambda: generate_latest(registry),
-            lambda: (Health.PASSING, {}),
-            lambda: True,
+            _Pages(registry),
             bound.append,
             requests,
             {PATH: service.answer},

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -176,6 +177,15 @@ class NodeProcess:
         except urllib.error.HTTPError as error:
             with error:
                 return Page(error.code, error.headers["Content-Type"], error.read().decode())
+
+    @property
+    def refuses_connections(self) -> bool:
+        host, port = self.url.partition("://")[2].split(":")
+        try:
+            socket.create_connection((host, int(port))).close()
+        except ConnectionRefusedError:
+            return True
+        return False
 
     def metric(self, name: str) -> float:
         """The sum of the samples of this name."""

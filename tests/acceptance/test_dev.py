@@ -127,7 +127,7 @@ def test_a_port_that_is_taken_leaves_no_server(open_dir: Path) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         result = run("--dev", "--http", address, env={"TMPDIR": str(open_dir)})
     assert result.returncode == 1
-    assert result.stderr.endswith(f"progressor-node: cannot listen on http://{address}: Address already in use\n")
+    assert result.stderr.endswith(f"progressor-node: cannot listen on {address}: Address already in use\n")
     assert "Traceback" not in result.stderr
     assert servers_in(open_dir) == []
     assert list(open_dir.iterdir()) == []

@@ -180,7 +180,7 @@ def test_the_port_is_taken(database: Database, work: Work, write: Write, tmp_pat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         result = run("--config", write(config(database.conninfo, tmp_path, http=address)), *more)
-        assert_failed(result, 1, f"progressor-node: cannot listen on http://{address}: Address already in use")
+        assert_failed(result, 1, f"progressor-node: cannot listen on {address}: Address already in use")
     assert work.nodes() == 0
 
 

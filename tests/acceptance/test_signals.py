@@ -130,7 +130,8 @@ def test_signals_to_a_parent_reach_its_engine_processes(fleet: NodeProcess, work
     gates.await_step("held")
     fleet.send(signal.SIGUSR1)
     eventually(lambda: len(re.findall(r"^scheduler \(Scheduler\), mailbox \d+$", fleet.errors, re.MULTILINE)) == 2)
-    begin_to_drain(fleet)
+    fleet.send(signal.SIGTERM)
+    eventually(lambda: fleet.refuses_connections)
     assert fleet.stop() == 1
     assert not any(map(is_alive, fleet.engine_processes()))
     assert work.running() == ["held"]

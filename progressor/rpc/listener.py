@@ -1,0 +1,53 @@
+"""Addresses to listen on. A socket may outlive the server that accepts from it: `--processes N` hands it down."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from progressor.config import TlsConfig
+from progressor.errors import ProgressorError
+
+BACKLOG = 1024
+
+
+class CannotListen(ProgressorError):
+    """cannot listen on this address"""
+
+
+def listen(address: tuple[str, int]) -> socket.socket:
+    """Raises CannotListen."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while ")[0]  # it repeats the address
+        raise CannotListen(f"cannot listen on {shown(address)}: {reason}") from error
+
+
+def bound(listener: socket.socket) -> tuple[str, int]:
+    """The address that a socket listens on."""
+    host, port = listener.getsockname()[:2]
+    return str(host), int(port)
+
+
+def shown(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def url(address: tuple[str, int], *, tls: bool = False) -> str:
+    return f"{'https' if tls else 'http'}://{shown(address)}"
+
+
+def tls_context(tls: TlsConfig) -> ssl.SSLContext:
+    """Raises CannotListen."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ssl.SSLError as error:
+        raise CannotListen(f"listen.tls: certificate, key and client_ca do not fit: {error.reason}") from error
+    return context
