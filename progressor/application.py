@@ -247,6 +247,7 @@ class Node:
             db.name,
             self._processors[ns.name],
             ns.retry_policy,
+            ns.process_step_timeout,
             storage,
             db.lease,
             directory,
@@ -273,7 +274,7 @@ class Node:
             )
 
         def pool() -> Actor:
-            return WorkerPool(shop, ns.worker_pool_size, ns.process_step_timeout, timer)
+            return WorkerPool(shop, ns.worker_pool_size, timer)
 
         def scanner() -> Actor:
             return Scanner(

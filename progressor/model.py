@@ -132,7 +132,10 @@ class Intent:
 
 @value
 class StepRequest:
-    """What a processor is given. `attempt` counts from 1 and grows when a step is retried."""
+    """What a processor is given. `attempt` counts from 1 and grows when a step is retried.
+
+    `deadline`: when the engine gives the step up; None where no engine runs it.
+    """
 
     task_type: TaskType
     args: bytes
@@ -140,6 +143,7 @@ class StepRequest:
     namespace: str = ""
     task_id: int = 0
     attempt: int = 1
+    deadline: datetime | None = None
 
 
 @value

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from threading import Event as Flag
 from threading import Lock
@@ -47,6 +48,7 @@ class Workshop:
     database: str
     processor: Processor
     policy: RetryPolicy
+    step_timeout: float
     storage: Storage
     lease: Lease
     directory: Directory
@@ -112,7 +114,9 @@ class Worker(Actor):
     def _process(self, task: Task, process: Process) -> Intent | lifecycle.Failure:
         if task.task_type is TaskType.REMOVE:
             return lifecycle.REMOVED
-        request = StepRequest(task.task_type, task.args, process, self._shop.ns, task.task_id, task.attempts + 1)
+        deadline = now() + timedelta(seconds=self._shop.step_timeout)
+        attempt = task.attempts + 1
+        request = StepRequest(task.task_type, task.args, process, self._shop.ns, task.task_id, attempt, deadline)
         try:
             result: object = self._shop.processor(request, task.context)
         except BaseException as error:  # whatever a processor does, its worker lives

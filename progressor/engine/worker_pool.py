@@ -23,11 +23,10 @@ LONGEST_CHECK_INTERVAL = 0.25
 
 
 class WorkerPool(Actor):
-    def __init__(self, shop: Workshop, size: int, step_timeout: float, timer: Timer) -> None:
+    def __init__(self, shop: Workshop, size: int, timer: Timer) -> None:
         super().__init__()
         self._shop = shop
         self._size = size
-        self._step_timeout = step_timeout
         self._timer = timer
         self._workers: dict[Ref, Bench] = {}
 
@@ -36,7 +35,7 @@ class WorkerPool(Actor):
         self._directory.enter(Role.WORKER_POOL, self._shop.ns, self.ref)
         for _ in range(self._size):
             self._hire()
-        interval = min(LONGEST_CHECK_INTERVAL, self._step_timeout / 5)
+        interval = min(LONGEST_CHECK_INTERVAL, self._shop.step_timeout / 5)
         self._checks = self._timer.every(interval, self.ref, CheckDeadlines())
 
     @property
@@ -63,7 +62,7 @@ class WorkerPool(Actor):
         self._workers[ref] = bench
 
     def _check_deadlines(self) -> None:
-        overdue = monotonic() - self._step_timeout
+        overdue = monotonic() - self._shop.step_timeout
         busy = 0
         for ref, bench in list(self._workers.items()):
             busy += bench.claimed is not None

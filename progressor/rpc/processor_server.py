@@ -67,7 +67,8 @@ class ProcessorService(Service):
         return mg.RepairResult(values.load(intent.response), _change(intent), _action(intent))
 
     async def _step(self, task: TaskType, arg: Any, seen: Any, call: woody.Call) -> Intent:
-        request = StepRequest(task, b"" if arg is None else values.store(arg), machine.process(seen), seen.ns)
+        args = b"" if arg is None else values.store(arg)
+        request = StepRequest(task, args, machine.process(seen), seen.ns, deadline=call.deadline)
         try:
             return await run_in_threadpool(self._processor, request, call.context())
         except TransientError as error:

@@ -6,6 +6,7 @@ processor = { client = "thrift", options = { url = "http://127.0.0.1:8080/v1/pro
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ OPTIONS = ("url", "timeout", "dialect")
 
 
 class RemoteProcessor:
-    """Options: `url`, `timeout` (seconds, less than `process_step_timeout`), and `dialect` as that of the namespace."""
+    """Options: `url`, `timeout` (seconds), and `dialect` as that of the namespace. A call ends with the step too."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Raises ConfigError."""
@@ -43,7 +44,8 @@ class RemoteProcessor:
 
     def process(self, request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
         seen = machine.machine(request.namespace, request.process, None)
-        cause, arg = woody.from_context(context), values.load(request.args)
+        cause = replace(woody.from_context(context), deadline=request.deadline)
+        arg = values.load(request.args)
         match request.task_type:
             case TaskType.CALL:
                 called = self._client.call("ProcessCall", mg.CallArgs(arg=arg, machine=seen), cause)

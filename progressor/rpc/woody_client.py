@@ -43,7 +43,8 @@ class WoodyClient:
         self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, retries=False)
 
     def call(self, method: str, argument: Any, cause: woody.Call) -> Any:
-        """The result of a method with one argument. Raises what it declares, TransientError or ProcessorError."""
+        """The result of a method with one argument, at most until the deadline of `cause`. Raises what it declares,
+        TransientError or ProcessorError."""
         arguments = getattr(self._module, f"{method}_args")(argument)
         message = codec.encode_message(method, codec.CALL, 0, arguments)
         status, headers, body = self._post(message, cause)
@@ -52,10 +53,13 @@ class WoodyClient:
         return self._result(method, body)
 
     def _post(self, message: bytes, cause: woody.Call) -> tuple[int, Any, bytes]:
+        seconds = self._timeout if cause.seconds_left is None else min(self._timeout, cause.seconds_left)
+        if seconds <= 0:
+            raise TransientError("resource unavailable: deadline reached")
         headers = {"content-type": woody.CONTENT_TYPE, "accept": woody.CONTENT_TYPE, **cause.headers()}
         # Milliseconds, as the Erlang library writes it.
-        headers["woody.deadline"] = woody.show_time(now() + timedelta(seconds=self._timeout), "milliseconds")
-        timeout = urllib3.Timeout(connect=min(self._timeout / 5, LONGEST_CONNECT), read=self._timeout)
+        headers["woody.deadline"] = woody.show_time(now() + timedelta(seconds=seconds), "milliseconds")
+        timeout = urllib3.Timeout(connect=min(seconds / 5, LONGEST_CONNECT), read=seconds)
         try:
             answer = self._pool.request(
                 "POST", self._url, message, headers=headers, timeout=timeout, redirect=False, preload_content=False

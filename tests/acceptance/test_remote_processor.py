@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -18,12 +19,12 @@ from progressor import ConfigError, Event, Intent, ProcessorError, Remove, SetTi
 from progressor import TransientError as Transient
 from progressor.model import Process, TaskType
 from progressor.processor import resolve
-from progressor.rpc import codec
+from progressor.rpc import codec, woody
 from progressor.rpc.gen.msgpack.ttypes import Value
 from progressor.rpc.gen.state_processing import Processor as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.processor_server import serving
-from tests.acceptance.nodes import FREE_PORT, NodeProcess, as_toml, automaton, config, started
+from tests.acceptance.nodes import FREE_PORT, WOODY_IDS, NodeProcess, as_toml, automaton, config, started
 from tests.conftest import Database
 from tests.eventually import eventually
 
@@ -95,10 +96,35 @@ def test_a_payment_whose_processor_dies_and_comes_back(node: NodeProcess, port: 
             eventually(lambda: state()["status"] == "completed")
 
 
+def test_a_call_of_a_processor_has_the_deadline_of_its_step_and_the_trace_of_its_cause(
+    database: Database, tmp_path: Path
+) -> None:
+    settings = config(database.conninfo, tmp_path)
+    with serving("tests.acceptance.test_remote_processor:step") as url:
+        for name, timeout, step_timeout in (("patient", 5, 60), ("hurried", 60, 3)):
+            settings["progressor"]["namespaces"][name] = {
+                "processor": {"client": "thrift", "options": {"url": url, "timeout": timeout}},
+                "process_step_timeout": step_timeout,
+            }
+        file = tmp_path / "sys.toml"
+        file.write_text(as_toml(settings))
+        headers = {"woody.meta.user-identity.id": "me", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        with started(tmp_path / "log", "--config", file) as node:
+            node.wait_ready()
+            with automaton(node, **headers) as client:
+                for name, most in (("patient", 5), ("hurried", 3)):
+                    machine = mg.MachineDescriptor(name, mg.Reference(id="p"), mg.HistoryRange())
+                    client.Start(name, "p", Value(bin=b""))
+                    assert 0 < float(client.Call(machine, Value(bin=b"seconds left")).bin) <= most
+                    cause = woody.from_context(client.Call(machine, Value(bin=b"context")).bin)
+                    assert (cause.trace_id, cause.meta) == (WOODY_IDS["woody.trace-id"], {"user-identity.id": "me"})
+                    assert cause.traceparent == headers["traceparent"]
+
+
 # One step at a time, without a node
 
 
-def step(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+def step(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:  # noqa: C901 - one for each case
     """What the tests serve: does what its arguments name."""
     told = request.args.decode()
     match told:
@@ -117,6 +143,9 @@ def step(request: StepRequest, options: Mapping[str, Any], context: bytes) -> In
             return Intent(response=f"{seen} {(request.process.aux_state or b'').decode()}".encode())
         case "context":
             return Intent(response=context)
+        case "seconds left":
+            assert request.deadline is not None
+            return Intent(response=str((request.deadline - now()).total_seconds()).encode())
         case "transient":
             raise Transient("later")
         case "business":
@@ -217,6 +246,12 @@ def test_what_answers_mean(case: str) -> None:
                 processor(request, b"")
             assert type(failed.value) is expected
         server.shutdown()
+
+
+def test_a_step_without_time_left_is_not_called() -> None:
+    request = StepRequest(TaskType.CALL, b"", Process("p"), "ns", deadline=now())
+    with pytest.raises(Transient, match="resource unavailable: deadline reached"):
+        resolve("thrift", {"url": "http://127.0.0.1:1/"})(request, b"")
 
 
 def test_nobody_there_and_nobody_answering(port: int) -> None:
