@@ -5,7 +5,10 @@ The names that users need; everything else may change. Writing a processor, embe
 
 from progressor.api import Client as LocalClient
 from progressor.application import Node
+from progressor.client import Client
 from progressor.errors import (
+    AccessDenied,
+    CannotConnect,
     ClientError,
     ConfigError,
     IdempotencyConflict,
@@ -22,6 +25,7 @@ from progressor.errors import (
     StorageError,
     StorageUnavailable,
     TransientError,
+    UnexpectedAnswer,
 )
 from progressor.model import (
     Answered,
@@ -45,7 +49,10 @@ from progressor.model import (
 )
 
 __all__ = [
+    "AccessDenied",
     "Answered",
+    "CannotConnect",
+    "Client",
     "ClientError",
     "ConfigError",
     "Direction",
@@ -78,6 +85,7 @@ __all__ = [
     "TaskType",
     "TraceUnit",
     "TransientError",
+    "UnexpectedAnswer",
     "UnsetTimer",
     "now",
     "seconds",

@@ -193,10 +193,7 @@ def send(
 ) -> tuple[Future[Answered], float]:
     """Checks a request and hands it to the writer; the future of its answer, and how many seconds it may take."""
     namespace = engine.namespace(ns)
-    checks.process_id(process_id)
-    checks.binary("args", args)
-    checks.binary("context", context)
-    checks.idempotency_key(key)
+    checks.request(process_id, args, context, key, timeout)
     seconds = _patience(namespace, timeout)
     request = Request(op, process_id, args, context, key, _metadata(op, range_), engine.tokens.next())
     answered: Future[Answered] = Future()
@@ -274,13 +271,10 @@ def page(
     cursor: str | None = None,
 ) -> Page:
     namespace = engine.namespace(ns)
-    checks.status(status)
-    checks.metadata("metadata", metadata)
-    checks.page(limit, id_prefix, cursor)
     created = (created_from, created_to)
     changed = (status_changed_from, status_changed_to)
-    for name, instant in (("created", created), ("status_changed", changed)):
-        checks.interval(name, instant)
+    checks.selection(status, metadata, created, changed)
+    checks.page(limit, id_prefix, cursor)
     return namespace.storage.page(ns, Selection(status, metadata, id_prefix, created, changed), limit, cursor)
 
 

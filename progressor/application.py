@@ -3,7 +3,8 @@
 Root (one_for_one)
 |- database NAME (rest_for_one)       writer, lease keeper, listener
 |- namespace NAME (one_for_all)       scheduler, worker pool, scanner, zombie collector
-|- http                               metrics, health, the Automaton
+|- http                               metrics, health, the Automaton, the native service
+|- thrift                             the native service
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ from progressor.otp import (
     start_root,
 )
 from progressor.processor import Processor, resolve
+from progressor.rpc.access import Access
 from progressor.rpc.automaton import Automaton
 from progressor.rpc.http import HttpServer, Pages, StopAccepting
+from progressor.rpc.native import Native
+from progressor.rpc.tcp import TcpServer
 from progressor.storage import migrate
 from progressor.storage.committer import Committer
 from progressor.storage.leases import PostgresLeases
@@ -109,6 +113,7 @@ class Node:
         self._draining = False
         self._failed = Event()
         self.http_address: tuple[str, int] | None = None
+        self.thrift_address: tuple[str, int] | None = None
 
     @classmethod
     def from_config(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Config) -> Self:
@@ -172,7 +177,7 @@ class Node:
 
     @property
     def has_tls(self) -> bool:
-        """Whether `http_address` speaks HTTPS."""
+        """Whether the two ports speak TLS only."""
         return self._config.listen.tls is not None
 
     @property
@@ -206,6 +211,8 @@ class Node:
         ]
         if self._config.listen.http is not None:
             children.append(ChildSpec("http", self._http(self._config.listen.http)))
+        if self._config.listen.thrift is not None:
+            children.append(ChildSpec("thrift", self._thrift(self._config.listen.thrift)))
         return Supervisor(children, intensity=RESTARTS, period=RESTART_PERIOD)
 
     def _of_database(self, db: _Database) -> Callable[[], Supervisor]:
@@ -320,9 +327,24 @@ class Node:
             requests, listen = self.metrics.requests, self._config.listen
             services = {"/v1/automaton": Automaton(self.client.future, dialects, requests).answer}
             where = self._listeners.get("http", address)
-            return HttpServer(where, self._pages, announce, requests, services, listen.tls, listen.limits)
+            native = self._native().answer
+            return HttpServer(where, self._pages, announce, requests, services, listen.tls, listen.limits, native)
 
         return server
+
+    def _thrift(self, address: tuple[str, int]) -> Callable[[], Actor]:
+        def announce(bound: tuple[str, int]) -> None:
+            self.thrift_address = bound
+
+        def server() -> Actor:
+            listen = self._config.listen
+            where = self._listeners.get("thrift", address)
+            return TcpServer(where, self._native().answer, announce, self.metrics.requests, listen.tls, listen.limits)
+
+        return server
+
+    def _native(self) -> Native:
+        return Native(self.client.future, Access(self._config.listen.native), self.metrics.requests)
 
     # Its parts
 
@@ -462,8 +484,6 @@ def _warn_of_settings_without_effect(config: Config) -> None:
             logger.warning("namespace %s: this version has no notifier, nothing is published", ns.name)
         if ns.storage.cache is not None:
             logger.warning("namespace %s: this version has no cache, reads go to the database", ns.name)
-    if config.listen.thrift is not None:
-        logger.warning("listen.thrift: this version speaks no Thrift")
 
 
 def _seconds(value: float) -> float | None:

@@ -48,6 +48,14 @@ def process_id(value: object) -> None:
     text("id", value, LONGEST_ID)
 
 
+def request(id: object, args: object, context: object, key: object, seconds: object) -> None:
+    process_id(id)
+    binary("args", args)
+    binary("context", context)
+    idempotency_key(key)
+    timeout(seconds)
+
+
 def names(field: str, value: object) -> None:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidRequest(field, f"expected a list of strings, got {type(value).__name__}")
@@ -124,6 +132,15 @@ def page(limit: object, id_prefix: object, cursor: object) -> None:
     for field, value in (("id_prefix", id_prefix), ("cursor", cursor)):
         if value is not None:
             text(field, value)
+
+
+def selection(
+    status_: object, metadata_: object, created: tuple[object, object], changed: tuple[object, object]
+) -> None:
+    status(status_)
+    metadata("metadata", metadata_)
+    interval("created", created)
+    interval("status_changed", changed)
 
 
 def interval(field: str, bounds: tuple[object, object]) -> None:

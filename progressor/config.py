@@ -209,6 +209,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class NativeConfig:
+    """Who may use the native service: who knows the secret, and has a certificate with one of the names. None: all."""
+
+    secret: str | None = field(default=None, repr=False)
+    clients: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ListenConfig:
     """Host and port of each server; None: it is not started. Port 0: any free one."""
 
@@ -216,6 +224,7 @@ class ListenConfig:
     thrift: tuple[str, int] | None
     tls: TlsConfig | None = None
     limits: Limits = Limits()
+    native: NativeConfig = NativeConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,23 +426,23 @@ def _database(name: str, reader: _Reader) -> DatabaseConfig:
             port=table.take("port", _port),
             database=table.take("database", _text),
             username=table.take("username", _text),
-            password=_password(table),
+            password=_one_secret(table, "password", _secret),  # none: libpq finds it, or needs none
             parameters={key: value for key, value in given.items() if value is not None},
         )
 
 
-def _password(reader: _Reader) -> str | None:
-    """At most one of three keys; none: libpq finds it (`.pgpass`) or needs none (certificate, peer)."""
+def _one_secret(reader: _Reader, name: str, check: _Check[str]) -> str | None:
+    """At most one of three keys."""
     ways: Mapping[str, _Check[str]] = {
-        "password": _secret,
-        "password_env": _secret_in_environment,
-        "password_file": _secret_in_file,
+        name: _secret,
+        f"{name}_env": _secret_in_environment,
+        f"{name}_file": _secret_in_file,
     }
     given = [key for key in ways if reader.has(key)]
     if len(given) > 1:
         reader.problem(None, f"expected one of {', '.join(ways)}, got {' and '.join(given)}")
-    passwords = [reader.optional(key, ways[key]) for key in given]
-    return passwords[0] if passwords else None
+    secrets = [reader.optional(key, _both(ways[key], check)) for key in given]
+    return secrets[0] if secrets else None
 
 
 def _pool(name: str, reader: _Reader, databases: Mapping[str, DatabaseConfig]) -> PoolConfig:
@@ -468,9 +477,10 @@ def _listen(reader: _Reader) -> ListenConfig:
         http, thrift = reader.optional("http", _address), reader.optional("thrift", _address)
         tls = _tls(reader.table("tls")) if reader.has("tls") else None
         limits = _limits(reader.table("limits"))
+        native = _native(reader.table("native"), tls)
     if http and http == thrift and http[1]:
         reader.problem("thrift", "expected another address than that of http")
-    return ListenConfig(http, thrift, tls, limits)
+    return ListenConfig(http, thrift, tls, limits, native)
 
 
 def _tls(reader: _Reader) -> TlsConfig:
@@ -480,6 +490,15 @@ def _tls(reader: _Reader) -> TlsConfig:
             key=reader.take("key", _file),
             client_ca=reader.optional("client_ca", _file),
         )
+
+
+def _native(reader: _Reader, tls: TlsConfig | None) -> NativeConfig:
+    with reader:
+        secret = _one_secret(reader, "secret", _token)
+        clients = frozenset(reader.each("clients", _text, least=1)) if reader.has("clients") else None
+    if clients and (tls is None or tls.client_ca is None):
+        reader.problem("clients", "needs listen.tls.client_ca, which signs the certificates with these names")
+    return NativeConfig(secret, clients)
 
 
 def _limits(reader: _Reader) -> Limits:
@@ -772,6 +791,17 @@ def _secret(value: Any) -> str:
     if isinstance(value, str):
         return value
     raise _Wrong("expected a string")
+
+
+def _both(first: _Check[T], second: Callable[[T], T]) -> _Check[T]:
+    return lambda value: second(first(value))
+
+
+def _token(value: str) -> str:
+    """A secret that a header of HTTP can carry."""
+    if value and all("!" <= character <= "~" for character in value):
+        return value
+    raise _Wrong("expected a secret of letters, digits and signs of ASCII, without spaces")
 
 
 def _secret_in_environment(value: Any) -> str:

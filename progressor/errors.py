@@ -5,6 +5,7 @@
      |    |__ NamespaceNotFound    |__ ProcessInError       |__ RequestTimeout
      |    |__ ProcessNotFound      |__ ProcessInInit        |__ InvalidRequest
      |    |__ ProcessAlreadyExists |__ ProcessRunning       |__ IdempotencyConflict
+     |    |__ AccessDenied
      |__ StorageError
      |    |__ StorageUnavailable   the database is away: retry
      |    |__ StorageRejected      the database refuses these very data: do not retry
@@ -12,6 +13,8 @@
      |__ ProcessorError            raised by processors: a business error
      |    |__ TransientError       raised by processors: worth another try
      |__ ConfigError
+     |__ CannotConnect            there is no node at the other end: nothing was done
+     |__ UnexpectedAnswer         what is at the other end does not answer as a node should
 
 The first line of a class docstring is its default message; those of the client errors are the texts of
 the original Progressor, which its clients compare.
@@ -90,6 +93,10 @@ class IdempotencyConflict(ClientError):
     """idempotency key was used with another process, operation or arguments"""
 
 
+class AccessDenied(ClientError):
+    """access denied"""
+
+
 class StorageError(ProgressorError):
     """storage error"""
 
@@ -136,3 +143,14 @@ class ConfigError(ProgressorError):
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[Sequence[str]]]:
         return type(self), (self.problems,)
+
+
+class CannotConnect(ProgressorError):
+    """cannot connect
+
+    Nothing was done: no node was reached, or none that this client trusts, or trusts it.
+    """
+
+
+class UnexpectedAnswer(ProgressorError):
+    """unexpected answer"""

@@ -75,9 +75,9 @@ class Fleet:
         self._children: list[_Child] = []
         self._listeners: dict[str, socket.socket] = {}
 
-    @property
-    def http_address(self) -> tuple[str, int] | None:
-        listener = self._listeners.get("http")
+    def address(self, name: str) -> tuple[str, int] | None:
+        """Of the port of this name: `http` or `thrift`."""
+        listener = self._listeners.get(name)
         return None if listener is None else bound(listener)
 
     def start(self) -> None:
@@ -152,7 +152,7 @@ class Fleet:
         config = self._config.listen
         if config.tls is not None:
             tls_context(config.tls)  # what each child makes; it would die of it again and again
-        for name, address in {"http": config.http}.items():
+        for name, address in {"http": config.http, "thrift": config.thrift}.items():
             if address is not None:
                 self._listeners[name] = listen(address)
 

@@ -27,7 +27,7 @@ from progressor.serving import (
     EXIT_FAILED,
     LOG_FORMAT,
     STOP_SIGNALS,
-    announce_http,
+    announce_ports,
     announce_ready,
     on_stop,
     serve,
@@ -154,8 +154,7 @@ def _run(options: argparse.Namespace, config: configuration.Config) -> int:
 
 
 def _announce(node: Node) -> None:
-    if node.http_address is not None:
-        announce_http(node.http_address, tls=node.has_tls)
+    announce_ports(node.http_address, node.thrift_address, tls=node.has_tls)
     announce_ready()
 
 
@@ -169,8 +168,7 @@ def _serve_fleet(fleet: Fleet, config: configuration.Config) -> int:
     with signals({**handlers, signal.SIGUSR1: on_dump}):
         fleet.start()
         try:
-            if fleet.http_address is not None:
-                announce_http(fleet.http_address, tls=config.listen.tls is not None)
+            announce_ports(fleet.address("http"), fleet.address("thrift"), tls=config.listen.tls is not None)
             fleet.watch(stop, announce_ready)
         finally:
             logger.info("stopping")

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from progressor.application import Node
 from progressor.errors import ProgressorError
 from progressor.otp import ChildStartFailed, actors
-from progressor.rpc.listener import url
+from progressor.rpc.listener import shown, url
 
 EXIT_FAILED = 1
 LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
@@ -79,8 +79,11 @@ def announce_ready() -> None:
     print("progressor-node: ready", flush=True)
 
 
-def announce_http(address: tuple[str, int], *, tls: bool) -> None:
-    logger.info("%s/metrics, /health, /ready", url(address, tls=tls))
+def announce_ports(http: tuple[str, int] | None, thrift: tuple[str, int] | None, *, tls: bool) -> None:
+    if http is not None:
+        logger.info("%s/metrics, /health, /ready", url(http, tls=tls))
+    if thrift is not None:
+        logger.info("%s://%s", "thrifts" if tls else "thrift", shown(thrift))
 
 
 @contextmanager

@@ -176,12 +176,12 @@ class Verbs(ABC):
         """What a request comes to."""
 
 
-class FutureVerbs(ABC):
-    """The verbs as futures."""
+class FutureVerbs:
+    """The verbs as futures. Each waits in a thread, unless there is a better way."""
 
-    def __init__(self, verbs: Verbs, readers: Executor) -> None:
+    def __init__(self, verbs: Verbs, threads: Executor) -> None:
         self._verbs = verbs
-        self._readers = readers
+        self._threads = threads
 
     def execute(
         self,
@@ -281,7 +281,7 @@ class FutureVerbs(ABC):
         at_least_event_id: int | None = None,
         timeout: float | None = None,
     ) -> Future[Process]:
-        return self._readers.submit(
+        return self._threads.submit(
             self._verbs.get,
             ns=ns,
             id=id,
@@ -294,18 +294,17 @@ class FutureVerbs(ABC):
     def put(
         self, *, ns: str, id: str, process: Process, action: Action | None = None, context: bytes = b""
     ) -> Future[None]:
-        return self._readers.submit(self._verbs.put, ns=ns, id=id, process=process, action=action, context=context)
+        return self._threads.submit(self._verbs.put, ns=ns, id=id, process=process, action=action, context=context)
 
     def trace(self, *, ns: str, id: str) -> Future[Sequence[TraceUnit]]:
-        return self._readers.submit(self._verbs.trace, ns=ns, id=id)
+        return self._threads.submit(self._verbs.trace, ns=ns, id=id)
 
     def list(self, *, ns: str, **selection: Any) -> Future[Page]:
-        return self._readers.submit(self._verbs.list, ns=ns, **selection)
+        return self._threads.submit(self._verbs.list, ns=ns, **selection)
 
     def health_check(self, namespaces: Sequence[str]) -> Future[tuple[Health, Mapping[str, Any]]]:
-        return self._readers.submit(self._verbs.health_check, namespaces)
+        return self._threads.submit(self._verbs.health_check, namespaces)
 
-    @abstractmethod
     def _submit(
         self,
         op: Op,
@@ -319,6 +318,22 @@ class FutureVerbs(ABC):
         view: Callable[[Answered], T],
     ) -> Future[T]:
         """What a request comes to, as `view` shows it."""
+
+        def asked() -> T:
+            return view(
+                self._verbs.execute(
+                    op,
+                    ns=ns,
+                    id=process_id,
+                    args=args,
+                    context=context,
+                    range=range_,
+                    idempotency_key=key,
+                    timeout=timeout,
+                )
+            )
+
+        return self._threads.submit(asked)
 
 
 def _whole(answer: Answered) -> Answered:

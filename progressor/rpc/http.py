@@ -33,6 +33,8 @@ from progressor.metrics import RequestMetrics
 from progressor.model import Health
 from progressor.otp import Actor, Call
 from progressor.rpc import woody
+from progressor.rpc.access import Caller, peer_names
+from progressor.rpc.codec import DecodeError
 from progressor.rpc.listener import bound, listen, tls_context
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,14 @@ PATIENCE = 5.0
 """Seconds for the loop of the server to hear what it is told."""
 JSON = "application/json"
 
+NAMES = "names"
+"""Where the state of a request has the names of its client's certificate."""
+NATIVE_PATH = "/v1/progressor"
+
 Service = Callable[[bytes, woody.Call], Awaitable[tuple[bytes, Mapping[str, str]]]]
 """A message and where it comes from; the reply and its headers. Raises woody.Failure."""
+NativeService = Callable[[bytes, Caller], Awaitable[bytes]]
+"""A message and who sent it; the reply. Raises DecodeError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ class HttpServer(Actor):
         services: Mapping[str, Service],
         tls: TlsConfig | None = None,
         limits: Limits | None = None,
+        native: NativeService | None = None,
     ) -> None:
         """`services` by their paths. A socket stays its owner's: it is open when the server has stopped."""
         super().__init__()
@@ -89,6 +98,7 @@ class HttpServer(Actor):
         self._services = services
         self._tls = tls
         self._limits = limits or Limits()
+        self._native = native
 
     def init(self) -> None:
         """Raises CannotListen."""
@@ -97,7 +107,9 @@ class HttpServer(Actor):
         pages = [("/metrics", self._metrics_page), ("/health", self._health_page), ("/ready", self._ready_page)]
         routes = [Route(path, _page(answer), methods=["GET"]) for path, answer in pages]
         refused = self._requests.refused(PORT)
-        routes += [_route(path, service, self._limits, refused) for path, service in self._services.items()]
+        routes += [_route(path, _woody(service), self._limits, refused) for path, service in self._services.items()]
+        if self._native is not None:
+            routes.append(_route(NATIVE_PATH, _native(self._native), self._limits, refused))
         self._server = _Server(_configuration(routes, context, self._limits, self._requests))
         self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
@@ -173,6 +185,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._names = peer_names(transport)
         self._open.inc()
         self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
 
@@ -196,6 +209,7 @@ class _Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._head = 0
         super().on_message_begin()
+        self.scope["state"][NAMES] = self._names
 
     def on_headers_complete(self) -> None:
         self._head = None
@@ -245,12 +259,34 @@ def _page(answer: Callable[[], tuple[HTTPStatus, str, bytes]]) -> Callable[[Requ
     return page
 
 
-def _route(path: str, service: Service, limits: Limits, refused: Counter) -> Route:
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """`caller` reads from a request who asks, and refuses what is wrong with its head."""
+
+    caller: Callable[[Request], Any]
+    answer: Callable[[bytes, Any], Awaitable[tuple[bytes, Mapping[str, str]]]]
+
+
+def _woody(service: Service) -> _Endpoint:
+    return _Endpoint(_call, service)
+
+
+def _native(service: NativeService) -> _Endpoint:
+    async def answer(message: bytes, caller: Caller) -> tuple[bytes, Mapping[str, str]]:
+        try:
+            return await service(message, caller), {}
+        except DecodeError as error:
+            raise woody.bad_request(str(error)) from error
+
+    return _Endpoint(_caller, answer)
+
+
+def _route(path: str, to: _Endpoint, limits: Limits, refused: Counter) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
             with _counted(refused):
-                call, message = _call(request), await _body(request, limits)
-            body, headers = await service(message, call)
+                caller, message = to.caller(request), await _body(request, limits)
+            body, headers = await to.answer(message, caller)
         except woody.Failure as failure:
             return Response(status_code=failure.status, headers={**failure.headers, **_allow(failure)})
         except ClientDisconnect:
@@ -274,13 +310,24 @@ def _counted(refused: Counter) -> Iterator[None]:
 
 def _call(request: Request) -> woody.Call:
     headers = request.headers
-    if request.method != "POST":
-        raise woody.Failure(405, woody.UNEXPECTED, f"wrong method: {request.method}")
-    if headers.get("content-type") != woody.CONTENT_TYPE:
-        raise woody.Failure(415, woody.UNEXPECTED, f"wrong content type: {headers.get('content-type', '')}")
+    _check_head(request)
     if headers.get("accept", woody.CONTENT_TYPE) != woody.CONTENT_TYPE:
         raise woody.Failure(406, woody.UNEXPECTED, f"wrong client accept: {headers['accept']}")
     return woody.read_call(headers)
+
+
+def _caller(request: Request) -> Caller:
+    _check_head(request)
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return Caller(request.scope["state"][NAMES], token.strip() if scheme.lower() == "bearer" else None)
+
+
+def _check_head(request: Request) -> None:
+    content_type = request.headers.get("content-type", "")
+    if request.method != "POST":
+        raise woody.Failure(405, woody.UNEXPECTED, f"wrong method: {request.method}")
+    if content_type != woody.CONTENT_TYPE:
+        raise woody.Failure(415, woody.UNEXPECTED, f"wrong content type: {content_type}")
 
 
 def _allow(failure: woody.Failure) -> dict[str, str]:

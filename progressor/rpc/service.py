@@ -50,7 +50,7 @@ class Service:
                 if success is not None:
                     result.success = success
             except TException as thrown:
-                setattr(result, _member(result, thrown), thrown)
+                setattr(result, _declared(result, thrown), thrown)
                 headers = {woody.ERROR_CLASS: woody.BUSINESS, woody.ERROR_REASON: type(thrown).__name__}
             return codec.encode_message(name, codec.REPLY, seqid, result), headers
         except ValueError as error:
@@ -79,9 +79,17 @@ class Service:
         return name, kind, seqid, arguments
 
 
-def _member(result: Any, thrown: TException) -> str:
-    """The field of a result for what is thrown; a method that does not declare it cannot say it."""
+def member(result: Any, thrown: TException) -> str | None:
+    """The field of a result for what is thrown; None: the method does not declare it."""
     for spec in result.thrift_spec:
         if spec is not None and spec[0] > 0 and spec[3][0] is type(thrown):
             return str(spec[2])
-    raise woody.unexpected(type(thrown).__name__)
+    return None
+
+
+def _declared(result: Any, thrown: TException) -> str:
+    """A method that does not declare it cannot say it."""
+    field = member(result, thrown)
+    if field is None:
+        raise woody.unexpected(type(thrown).__name__)
+    return field

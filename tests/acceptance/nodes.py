@@ -21,7 +21,10 @@ import psycopg
 from psycopg.rows import TupleRow
 from thrift.protocol.TBinaryProtocol import TBinaryProtocol
 from thrift.transport.THttpClient import THttpClient
+from thrift.transport.TSocket import TSocket
+from thrift.transport.TTransport import TFramedTransport
 
+from progressor.rpc.gen.native import Progressor as Native
 from progressor.rpc.gen.state_processing import Automaton
 from progressor.storage import sql
 from tests.eventually import eventually
@@ -170,6 +173,12 @@ class NodeProcess:
         assert found is not None, self.errors
         return found[1]
 
+    @property
+    def thrift_url(self) -> str:
+        found = re.search(r"(thrifts?://\S+)", self.errors)
+        assert found is not None, self.errors
+        return found[1]
+
     def get(self, path: str) -> Page:
         try:
             with urllib.request.urlopen(f"{self.url}{path}", timeout=PATIENCE) as answer:
@@ -205,6 +214,21 @@ def automaton(node: NodeProcess, **headers: str) -> Iterator[Automaton.Client]:
         yield Automaton.Client(TBinaryProtocol(transport))
     finally:
         transport.close()
+
+
+@contextmanager
+def native(node: NodeProcess, transport: str) -> Iterator[Native.Client]:
+    """The generated client of the native service over a transport of Apache's library: `http` or `thrift`."""
+    if transport == "http":
+        stream = THttpClient(f"{node.url}/v1/progressor")
+    else:
+        host, port = node.thrift_url.removeprefix("thrift://").split(":")
+        stream = TFramedTransport(TSocket(host, int(port)))
+    stream.open()
+    try:
+        yield Native.Client(TBinaryProtocol(stream))
+    finally:
+        stream.close()
 
 
 @contextmanager

@@ -179,10 +179,11 @@ def test_every_key_of_the_configuration_is_explained() -> None:
         configuration.KafkaClientConfig,
         configuration.ListenConfig,
         configuration.Limits,
+        configuration.NativeConfig,
     ):
         keys = {field.name for field in dataclasses.fields(part)}
         tables = {"name", "namespaces", "databases", "pools", "kafka", "listen", "parameters"}
-        tables |= {"retry_policy", "processor", "notifier", "limits"}
+        tables |= {"retry_policy", "processor", "notifier", "limits", "native"}
         assert keys - tables - explained <= {"storage"}, part
 
 

@@ -21,6 +21,7 @@ from progressor.config import (
     Config,
     Limits,
     ListenConfig,
+    NativeConfig,
     NotifierConfig,
     ProcessorConfig,
     RetryPolicy,
@@ -370,6 +371,36 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             "listen.limits.idle: unknown key, did you mean idle_timeout?",
         ],
     ),
+    "access to the native service": (
+        BASE + f"[listen.native]\nsecret = '{SECRET} {SECRET}'\nclients = []\nclient = 'x'",
+        [
+            "listen.native.secret: expected a secret of letters, digits and signs of ASCII, without spaces",
+            "listen.native.clients: expected at least 1 value",
+            "listen.native.client: unknown key, did you mean clients?",
+        ],
+    ),
+    "two secrets": (
+        BASE + f"[listen.native]\nsecret = '{SECRET}'\nsecret_file = '/nowhere'",
+        [
+            "listen.native: expected one of secret, secret_env, secret_file, got secret and secret_file",
+            "listen.native.secret_file: cannot read the file: No such file or directory",
+        ],
+    ),
+    "an empty secret": (
+        BASE + "[listen.native]\nsecret = ''",
+        ["listen.native.secret: expected a secret of letters, digits and signs of ASCII, without spaces"],
+    ),
+    "a secret that is not set": (
+        BASE + "[listen.native]\nsecret_env = 'PROGRESSOR_NOT_SET'",
+        ["listen.native.secret_env: environment variable PROGRESSOR_NOT_SET is not set or empty"],
+    ),
+    "names of certificates that nobody signs": (
+        BASE + "[listen.native]\nclients = ['operator', 5]",
+        [
+            "listen.native.clients[1]: expected a non-empty string, got 5",
+            "listen.native.clients: needs listen.tls.client_ca, which signs the certificates with these names",
+        ],
+    ),
     "limits that are no table": (BASE + "[listen]\nlimits = 5", ["listen.limits: expected a table"]),
 }
 
@@ -605,6 +636,25 @@ def test_whatever_stands_anywhere_is_accepted_or_a_line_in_the_error() -> None:
 def test_addresses_may_be_ipv6_and_have_any_free_port(tmp_path: Path) -> None:
     config = loaded(tmp_path, BASE + "[listen]\nhttp = '[::1]:0'\nthrift = 'localhost:8023'")
     assert config.listen == ListenConfig(("::1", 0), ("localhost", 8023))
+
+
+def test_the_secret_of_the_native_service_is_in_no_repr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n")
+    monkeypatch.setenv("PROGRESSOR_TEST_SECRET", SECRET)
+    for way in (f"secret = '{SECRET}'", "secret_env = 'PROGRESSOR_TEST_SECRET'", f"secret_file = '{file}'"):
+        config = loaded(tmp_path, BASE + f"[listen.native]\n{way}")
+        assert config.listen.native == NativeConfig(SECRET, None)
+        assert SECRET not in repr(config)
+    assert loaded(tmp_path, BASE).listen.native == NativeConfig(None, None)
+
+
+def test_clients_of_the_native_service_go_by_their_certificates(tmp_path: Path) -> None:
+    pem = tmp_path / "any.pem"
+    pem.touch()
+    tls = f"[listen.tls]\ncertificate = '{pem}'\nkey = '{pem}'\nclient_ca = '{pem}'\n"
+    config = loaded(tmp_path, BASE + tls + "[listen.native]\nclients = ['operator', 'shop']")
+    assert config.listen.native == NativeConfig(None, frozenset({"operator", "shop"}))
 
 
 def test_limits_that_are_left_out_are_the_defaults(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from progressor import errors
 from progressor.errors import (
+    AccessDenied,
+    CannotConnect,
     ClientError,
     ConfigError,
     IdempotencyConflict,
@@ -29,10 +31,11 @@ from progressor.errors import (
     StorageRejected,
     StorageUnavailable,
     TransientError,
+    UnexpectedAnswer,
 )
 
 TREE: dict[type[ProgressorError], set[type[ProgressorError]]] = {
-    ProgressorError: {ClientError, StorageError, ProcessorError, ConfigError},
+    ProgressorError: {ClientError, StorageError, ProcessorError, ConfigError, CannotConnect, UnexpectedAnswer},
     ClientError: {
         NamespaceNotFound,
         ProcessNotFound,
@@ -43,6 +46,7 @@ TREE: dict[type[ProgressorError], set[type[ProgressorError]]] = {
         RequestTimeout,
         InvalidRequest,
         IdempotencyConflict,
+        AccessDenied,
     },
     StorageError: {StorageUnavailable, StorageRejected, LeaseLost},
     ProcessorError: {TransientError},

@@ -1,0 +1,103 @@
+"""A connection to the native service, for one request after the other."""
+
+from __future__ import annotations
+
+import http.client
+import select
+import socket
+import ssl
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from progressor.errors import UnexpectedAnswer
+from progressor.rpc.address import Address
+from progressor.rpc.woody import CONTENT_TYPE, ERROR_REASON
+
+HEAD = struct.Struct(">i")
+PORTION = 1 << 20
+LOST = (OSError, EOFError, http.client.HTTPException)
+"""What is raised when there is no connection, or no more."""
+
+
+class Connection(ABC):
+    socket: socket.socket
+
+    @abstractmethod
+    def send(self, message: bytes) -> None:
+        """Raises one of LOST: the message has not been sent whole."""
+
+    @abstractmethod
+    def receive(self) -> bytes:
+        """The answer. Raises one of LOST, TimeoutError among them, and UnexpectedAnswer."""
+
+    def close(self) -> None:
+        self.socket.close()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the node has not closed it: while nothing is asked, nothing comes but the end."""
+        if self.socket.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return not poll.poll(0)
+
+
+class TcpConnection(Connection):
+    def __init__(self, address: Address, tls: ssl.SSLContext | None, seconds: float) -> None:
+        """Raises OSError."""
+        plain = socket.create_connection((address.host, address.port), seconds)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.socket = plain if tls is None else tls.wrap_socket(plain, server_hostname=address.host)
+        except BaseException:
+            plain.close()
+            raise
+
+    def send(self, message: bytes) -> None:
+        self.socket.sendall(HEAD.pack(len(message)) + message)
+
+    def receive(self) -> bytes:
+        (size,) = HEAD.unpack(self._read(HEAD.size))
+        if size < 0:
+            raise UnexpectedAnswer
+        return self._read(size)
+
+    def _read(self, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            part = self.socket.recv(min(size - len(found), PORTION))
+            if not part:
+                raise EOFError("the node has closed the connection")
+            found += part
+        return bytes(found)
+
+
+class HttpConnection(Connection):
+    def __init__(self, address: Address, tls: ssl.SSLContext | None, seconds: float, secret: str | None) -> None:
+        """Raises OSError."""
+        if tls is None:
+            self._http = http.client.HTTPConnection(address.host, address.port, timeout=seconds)
+        else:
+            self._http = http.client.HTTPSConnection(address.host, address.port, timeout=seconds, context=tls)
+        self._http.connect()
+        self.socket = self._http.sock
+        self._path = address.path
+        authorization = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        self._headers: Mapping[str, str] = {"content-type": CONTENT_TYPE, "accept": CONTENT_TYPE, **authorization}
+
+    def send(self, message: bytes) -> None:
+        self._http.request("POST", self._path, message, self._headers)
+
+    def receive(self) -> bytes:
+        answer = self._http.getresponse()
+        body = answer.read()
+        if answer.status != HTTPStatus.OK:
+            reason = answer.headers.get(ERROR_REASON, answer.reason)
+            raise UnexpectedAnswer(f"{UnexpectedAnswer.text}: HTTP {answer.status} {reason}")
+        return body
+
+    def close(self) -> None:
+        self._http.close()

@@ -1,0 +1,187 @@
+"""The TCP port: messages of Thrift in frames, a length of four bytes before each; one after the other on a connection.
+
+One event loop in one thread, as that of the HTTP port. A client that sends half of a frame, garbage or a huge length,
+or does not read its answers, costs its own connection only, and not for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Awaitable, Callable
+from threading import Thread
+
+import uvloop
+
+from progressor.config import Limits, TlsConfig
+from progressor.metrics import RequestMetrics
+from progressor.otp import Actor
+from progressor.rpc.access import Caller, peer_names
+from progressor.rpc.codec import DecodeError
+from progressor.rpc.http import PATIENCE, StopAccepting, Stopped
+from progressor.rpc.listener import bound, listen, tls_context
+
+PORT = "thrift"
+HEAD = struct.Struct(">i")
+BROKEN = (DecodeError, EOFError, TimeoutError, OSError)
+"""What ends a connection: the client's mistakes, its silence, and the network's."""
+
+Service = Callable[[bytes, Caller], Awaitable[bytes]]
+"""A message and who sent it; the reply. Raises DecodeError. Cancelled it may still reply."""
+
+
+class TcpServer(Actor):
+    """Serves a socket that listens, or an address."""
+
+    def __init__(
+        self,
+        where: socket.socket | tuple[str, int],
+        service: Service,
+        announce: Callable[[tuple[str, int]], None],
+        requests: RequestMetrics,
+        tls: TlsConfig | None,
+        limits: Limits,
+    ) -> None:
+        """A socket stays its owner's: it is open when the server has stopped."""
+        super().__init__()
+        self._where = where
+        self._service = service
+        self._announce = announce
+        self._tls = tls
+        self._limits = limits
+        self._open = requests.connections(PORT)
+        self._refused = requests.refused(PORT)
+        self._server: asyncio.Server | None = None
+        self._connections: set[_Connection] = set()
+        self._leaving = asyncio.Event()
+        self._ending = asyncio.Event()
+
+    def init(self) -> None:
+        """Raises CannotListen."""
+        context = None if self._tls is None else tls_context(self._tls)
+        listener = self._where.dup() if isinstance(self._where, socket.socket) else listen(self._where)
+        self._loop = uvloop.new_event_loop()
+        self._thread = Thread(target=self._run, args=(listener, context), name="thrift", daemon=True)
+        self._thread.start()
+        self._announce(bound(listener))
+
+    def handle(self, message: object) -> object:
+        if not isinstance(message, StopAccepting):
+            return super().handle(message)
+        asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(PATIENCE)
+        return None
+
+    def terminate(self, reason: Exception) -> None:
+        """Requests in flight get their answers, or after a while hear that their outcome is unknown."""
+        self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join()
+
+    def _run(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve(listener, context))
+        finally:
+            listener.close()
+            if not self._ending.is_set():
+                self.ref.cast(Stopped())
+
+    async def _serve(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        patience = None if context is None else self._limits.stall_timeout
+        self._server = await asyncio.start_server(
+            self._connected,
+            sock=listener,
+            ssl=context,
+            ssl_handshake_timeout=patience,
+            ssl_shutdown_timeout=patience,
+        )
+        await self._ending.wait()
+        await self._leave()
+        await self._end_connections()
+
+    async def _leave(self) -> None:
+        """Accepts nothing more, and ends the connections that ask for nothing; the others after their answers."""
+        self._leaving.set()
+        if self._server is not None:
+            self._server.close()
+        for connection in self._connections:
+            connection.end_if_idle()
+
+    async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
+        if len(self._connections) >= self._limits.connections or self._leaving.is_set():
+            writer.transport.abort()
+            return
+        connection = _Connection(reader, writer, self._service, self._limits, self._leaving)
+        self._connections.add(connection)
+        self._open.inc()
+        try:
+            await connection.serve()
+            writer.close()
+        except BROKEN as error:
+            if isinstance(error, DecodeError | TimeoutError):
+                self._refused.inc()
+            writer.transport.abort()
+        finally:
+            self._open.dec()
+            self._connections.discard(connection)
+
+    async def _end_connections(self) -> None:
+        for _ in range(2):
+            tasks = [connection.task for connection in self._connections]
+            if tasks:
+                await asyncio.wait(tasks, timeout=self._limits.stop_timeout)
+            for task in tasks:
+                task.cancel()
+
+
+class _Connection:
+    def __init__(
+        self, reader: StreamReader, writer: StreamWriter, service: Service, limits: Limits, leaving: asyncio.Event
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        self.task = task
+        self._reader = reader
+        self._writer = writer
+        self._service = service
+        self._limits = limits
+        self._leaving = leaving
+        self._is_answering = False
+        self._caller = Caller(peer_names(writer.transport))
+        writer.transport.set_write_buffer_limits(high=0)  # else the last answers wait for ever in our memory
+
+    async def serve(self) -> None:
+        """Until one of the two ends has enough. Raises one of BROKEN."""
+        while not self._leaving.is_set() and (message := await self._read()) is not None:
+            self._is_answering = True
+            reply = await self._service(message, self._caller)
+            await self._write(reply)
+            self._is_answering = False
+            if self._caller.is_refused:
+                return
+
+    def end_if_idle(self) -> None:
+        if not self._is_answering:
+            self.task.cancel()
+
+    async def _read(self) -> bytes | None:
+        """None: the client has gone, or is silent."""
+        try:
+            async with asyncio.timeout(self._limits.idle_timeout):
+                begin = await self._reader.read(1)
+        except TimeoutError:
+            return None
+        if not begin:
+            return None
+        async with asyncio.timeout(self._limits.stall_timeout):
+            (size,) = HEAD.unpack(begin + await self._reader.readexactly(HEAD.size - 1))
+            if not 0 < size <= self._limits.request_bytes:
+                raise DecodeError("no frame, or too large a one")
+            return await self._reader.readexactly(size)
+
+    async def _write(self, reply: bytes) -> None:
+        self._writer.write(HEAD.pack(len(reply)) + reply)
+        async with asyncio.timeout(self._limits.stall_timeout):
+            await self._writer.drain()
