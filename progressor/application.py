@@ -233,7 +233,7 @@ class Node:
             )
 
         def writer() -> Actor:
-            return Writer(db.name, lambda: Committer(db.conninfo), lease, directory, self.metrics)
+            return Writer(db.name, lambda: Committer(db.conninfo, {}), lease, directory, self.metrics)
 
         def listener() -> Actor:
             return Listener(db.conninfo, lambda: lease.epoch, self._announce)

@@ -283,6 +283,14 @@ class Storage(Protocol):
 
 
 @value
+class Streams:
+    """What of a namespace is published."""
+
+    events: bool = False
+    lifecycle: bool = False
+
+
+@value
 class Message:
     """A row of the outbox: what a committed transaction has to tell. Ids grow in the order of commits of a process."""
 
@@ -308,6 +316,49 @@ class Published:
     """Why a message can never be sent, being too large, say. Nothing of its process was sent behind it."""
     unavailable: str | None = None
     """Why the others were not sent, though they may be later: no broker answers, the topic is missing."""
+
+
+@value
+class Unpublished:
+    """The first messages of an outbox. `waited`: seconds since the first of them was committed."""
+
+    messages: Sequence[Message] = ()
+    waited: float = 0.0
+
+
+@value
+class Backlog:
+    """How much is in an outbox."""
+
+    depth: int
+    """About how many messages: those of transactions that were rolled back count too."""
+    age: float
+    """Seconds that the first has been there."""
+    dead_letters: int
+    """At most 10,000 are counted; so are the messages that wait behind them."""
+    waiting: int
+
+
+class Outbox(Protocol):
+    """The messages of a namespace that are not published yet. Used by one thread.
+
+    Every method may raise StorageUnavailable; then another node may be the publisher.
+    """
+
+    def lead(self, epoch: int) -> bool:
+        """Whether this node is the one that publishes: it is, or it becomes it, since no live one is."""
+
+    def read(self) -> Unpublished:
+        """The first messages, a bounded portion, those of a process in the order of its commits. Nothing: there are
+        none. Only who leads may do this and what follows."""
+
+    def settle(self, published: Published) -> None:
+        """Ends those of the messages read last that were sent or refused."""
+
+    def backlog(self) -> Backlog: ...
+
+    def close(self) -> None:
+        """Another node may lead at once."""
 
 
 class Publisher(Protocol):

@@ -30,6 +30,7 @@ from progressor.engine.ports import (
     Lost,
     Refused,
     Request,
+    Streams,
     Task,
     TimerChange,
 )
@@ -58,7 +59,8 @@ _PLANNING = {  # arrays make the planner guess; a batch wants the index, whateve
     "enable_mergejoin": "off",
     "enable_seqscan": "off",
 }
-_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+NO_STREAMS = Streams()
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 Cursor: TypeAlias = psycopg.Cursor[TupleRow]
 _Call: TypeAlias = tuple[bytes, tuple[Any, ...]]
@@ -131,8 +133,10 @@ def rows(cursor: Cursor) -> Iterator[Row]:
 class Committer:
     """Commits batches. Used by one thread."""
 
-    def __init__(self, conninfo: Mapping[str, Any]) -> None:
+    def __init__(self, conninfo: Mapping[str, Any], streams: Mapping[str, Streams]) -> None:
+        """`streams`: what goes into the outbox, by namespace; nothing where nothing is said."""
         self._conninfo = dict(conninfo)
+        self._streams = streams
         self._connection: Connection | None = None
         self._session: tuple[int, str] | None = None
         self._lost_session: tuple[int, str] | None = None
@@ -146,7 +150,9 @@ class Committer:
             self.in_doubt = True
             # Packed first, so that nothing is sent of a batch that cannot be packed: up to the end of the pipeline
             # all statements are one transaction, and one round trip.
-            calls = {ns: _calls(ns, batches[ns], epoch, again) for ns in sorted(batches)}
+            calls = {
+                ns: _calls(ns, batches[ns], epoch, self._streams.get(ns, NO_STREAMS), again) for ns in sorted(batches)
+            }
             try:
                 with connection.pipeline():
                     connection.execute("select progressor_hold_lease(%s)", [epoch])
@@ -167,13 +173,12 @@ class Committer:
             self._lost_session = self._session
             self._connection = None
         name = f"progressor writer {uuid4().hex}"
-        connection = psycopg.connect(**{**_PATIENCE, **self._conninfo, "application_name": name}, autocommit=True)
+        connection = psycopg.connect(**{**PATIENCE, **self._conninfo, "application_name": name}, autocommit=True)
         if self._lost_session is not None:
             _end_session(connection, *self._lost_session)
             self._lost_session = None
         prepare_session(connection)
-        for setting, value in _PLANNING.items():
-            connection.execute("select set_config(%s, %s, false)", [setting, value])
+        plan_for_batches(connection)
         self._connection = connection
         self._session = (connection.info.backend_pid, name)  # libpq forgets the pid of a lost connection
         return connection
@@ -188,6 +193,11 @@ def prepare_session(connection: Connection) -> None:
     connection.execute("set tcp_user_timeout to '4s'")
 
 
+def plan_for_batches(connection: Connection) -> None:
+    for setting, value in _PLANNING.items():
+        connection.execute("select set_config(%s, %s, false)", [setting, value])
+
+
 def _end_session(connection: Connection, pid: int, name: str) -> None:
     ended = connection.execute(
         "select pg_terminate_backend(pid, %s) from pg_stat_activity where pid = %s and application_name = %s",
@@ -198,7 +208,7 @@ def _end_session(connection: Connection, pid: int, name: str) -> None:
         raise StorageUnavailable("storage unavailable: a session of a lost connection does not end")
 
 
-def _calls(ns: str, batch: Batch, epoch: int, again: bool) -> Mapping[str, _Call]:
+def _calls(ns: str, batch: Batch, epoch: int, streams: Streams, again: bool) -> Mapping[str, _Call]:
     """The functions to call for the work of one namespace, in their order."""
     ids = sorted({r.process_id for r in batch.requests} | {c.task.process_id for c in batch.completions})
     calls: dict[str, tuple[Any, ...]] = {}
@@ -206,9 +216,12 @@ def _calls(ns: str, batch: Batch, epoch: int, again: bool) -> Mapping[str, _Call
         if ids:
             calls["lock"] = (packing.text(ids),)
         if batch.requests:
-            calls["prepare"] = (epoch, again, *_pack_requests(batch.requests))
+            calls["prepare"] = (epoch, again, streams.lifecycle, *_pack_requests(batch.requests))
         if batch.completions:
-            calls["complete"] = (epoch, *_pack_completions(batch.completions))
+            calls["complete"] = (
+                *(epoch, streams.events, streams.lifecycle),
+                *_pack_completions(batch.completions),
+            )
         if batch.claims:
             calls["claim"] = (epoch, again, *_pack_claims(batch.claims))
     return {name: (sql.call(ns, name, len(arguments)), arguments) for name, arguments in calls.items()}
@@ -254,6 +267,7 @@ def _pack_completions(completions: Sequence[Completion]) -> tuple[packing.Packed
         packing.text([p.status for p in processes]),
         packing.text([p.detail for p in processes]),
         packing.bigint([p.corrupted_by for p in processes]),
+        packing.text([c.notice for c in completions]),
         packing.bytea([c.aux_state for c in completions]),
         packing.jsonb([c.metadata for c in completions]),
         packing.text([t.change for t in timers]),

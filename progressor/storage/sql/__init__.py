@@ -12,10 +12,21 @@ from psycopg import sql
 from progressor.errors import ProcessInError, ProcessRunning
 from progressor.storage.response import OK, error_term
 
-_TABLES = ("processes", "tasks", "schedule", "running", "events")
-_FUNCTIONS = ("lock", "announce", "erase", "with_process", "prepare", "complete", "claim", "takeover", "release")
-_INDEXES = ("tasks_process_idx", "tasks_key_idx", "schedule_process_idx", "schedule_timers_idx", "schedule_calls_idx")
+_TABLES = ("processes", "tasks", "schedule", "running", "events", "outbox", "dead_letters")
+_FUNCTIONS = (
+    *("lock", "announce", "erase", "with_process", "prepare", "complete", "claim", "takeover", "release"),
+    *("settle", "let_go", "retry_dead_letter", "drop_dead_letter"),
+)
+_INDEXES = (
+    *("tasks_process_idx", "tasks_key_idx", "schedule_process_idx", "schedule_timers_idx", "schedule_calls_idx"),
+    *("dead_letters_process_idx", "dead_letters_refused_idx", "dead_letters_ready_idx"),
+)
 _SLICES = ("forward", "backward")
+_MESSAGES = ("outbox", "letters")
+PUBLISHING = 0x50524F48  # not that of migrations
+"""With the oid of an outbox, the advisory lock of its publisher."""
+PUBLISHER = "progressor publisher"
+"""With its epoch, the name of its session."""
 
 
 def names(ns: str) -> dict[str, sql.Composable]:
@@ -26,6 +37,9 @@ def names(ns: str) -> dict[str, sql.Composable]:
     found |= {f"{table}_name": sql.Literal(sql.Identifier(f"{ns}_{table}").as_string()) for table in _TABLES}
     found["tasks_sequence"] = sql.Literal(sql.Identifier(f"{ns}_tasks_task_id_seq").as_string())
     found["tasks_sequence_name"] = sql.Literal(f"{ns}_tasks_task_id_seq")
+    found["outbox_sequence"] = sql.Literal(sql.Identifier(f"{ns}_outbox_message_id_seq").as_string())
+    found["publishing"] = sql.Literal(PUBLISHING)
+    found["publisher"] = sql.Literal(f"^{PUBLISHER} ([0-9]+)$")
     found["our_indexes"] = sql.SQL(", ").join(sql.Literal(f"{ns}_{index}") for index in _INDEXES)
     found["namespace"] = sql.Literal(ns)
     found["ok"] = sql.Literal(OK)
@@ -45,12 +59,15 @@ def functions(ns: str) -> sql.Composed:
 
 @cache
 def queries(ns: str) -> Mapping[str, bytes]:
-    """The named queries of queries.sql for one namespace; `process` once for each direction."""
+    """The named queries of queries.sql for one namespace; `process` once for each direction, `messages` per source."""
     blocks = re.split(r"^-- name: (\w+)$", files(__package__).joinpath("queries.sql").read_text(), flags=re.MULTILINE)
     templates = dict(zip(blocks[1::2], blocks[2::2], strict=True))
     process = templates.pop("process")
     for direction in _SLICES:
         templates[f"process_{direction}"] = process.replace("{slice}", templates[direction])
+    messages = templates.pop("messages")
+    for source in _MESSAGES:
+        templates[source] = messages.replace("{source}", templates[source])
     return {name: fill(text, escaped(ns)).as_bytes() for name, text in templates.items()}
 
 

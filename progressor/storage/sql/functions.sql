@@ -27,8 +27,9 @@ begin
 end $$;
 
 -- Removes processes with all that belongs to them. What is left is the answered remove request of a client that
--- gave an idempotency key: it may ask again. Returns the tasks that somebody may still be waiting for.
-create or replace function {erase}(p_ids text[]) returns bigint[] language plpgsql as $$
+-- gave an idempotency key: it may ask again. Returns the tasks that somebody may still be waiting for. Whatever the
+-- reason for a removal, it is made known here.
+create or replace function {erase}(p_lifecycle boolean, p_ids text[]) returns bigint[] language plpgsql as $$
 declare
   v_open bigint[];
   v_waiters bigint[];
@@ -46,6 +47,9 @@ begin
   update {tasks} set status = 'finished', finished_time = clock_timestamp(), response = {ok}
     where process_id = any(p_ids) and status <> 'finished';
   delete from {processes} where process_id = any(p_ids);
+  if p_lifecycle then
+    insert into {outbox} (process_id, notice) select id, 'removed' from unnest(p_ids) id;
+  end if;
   return v_open;
 end $$;
 
@@ -70,9 +74,10 @@ end $$;
 -- Accepts requests, those to one process in their order: checks each against its process and stores its task, running (fate `started`: the
 -- caller runs it under a_token) or waiting behind others (`queued`). A request whose idempotency key is known, or with
 -- p_again (the answer to a batch was lost, this is the same batch) its token, has no second effect: `answered` (finished), `joined` (in progress) or `conflict`. Refusals are fates that begin
--- with `process`. A removed process leaves `removed` and one `gone` for each task that waited.
+-- with `process`. A removed process leaves `removed` and one `gone` for each task that waited. p_lifecycle: whether the
+-- outbox is to have a message of processes that are removed or repaired here.
 create or replace function {prepare}(
-  p_epoch bigint, p_again boolean,
+  p_epoch bigint, p_again boolean, p_lifecycle boolean,
   a_op text[], a_pid text[], a_args bytea[], a_context bytea[], a_key text[], a_metadata jsonb[], a_token bigint[]
 ) returns setof progressor_outcome language plpgsql as $$
 declare
@@ -191,13 +196,16 @@ begin
           continue attempt;
         end if;
       elsif item.op = 'remove' and not v_busy then
-        v_gone := {erase}(array[item.pid]);
+        v_gone := {erase}(p_lifecycle, array[item.pid]);
         o.fate := 'removed';
         exit attempt;
       elsif item.op = 'simple_repair' and broken.task_id is null then
         update {tasks} set status = 'finished', finished_time = v_now, response = {ok} where task_id = v_task;
         update {processes} set status = 'running', previous_status = 'error', status_changed_at = v_now,
           detail = null, corrupted_by = null where process_id = item.pid;
+        if p_lifecycle then
+          insert into {outbox} (process_id, notice) values (item.pid, 'working');
+        end if;
         o.fate := 'repaired';
         exit attempt;
       end if;
@@ -248,10 +256,11 @@ end $$;
 --
 -- a_outcome: finished, error, or retry (the task itself waits again, until a_at).
 -- a_timer: keep, now, at (a new task of a_type, due now or at a_at), unset, or remove (the process, now).
+-- p_events, p_lifecycle: whether the outbox is to have the events, and what is said in a_notice.
 create or replace function {complete}(
-  p_epoch bigint,
+  p_epoch bigint, p_events boolean, p_lifecycle boolean,
   a_pid text[], a_task bigint[], a_token bigint[], a_next bigint[],
-  a_outcome text[], a_response bytea[], a_status text[], a_detail text[], a_corrupted bigint[],
+  a_outcome text[], a_response bytea[], a_status text[], a_detail text[], a_corrupted bigint[], a_notice text[],
   a_aux bytea[], a_metadata jsonb[],
   a_timer text[], a_type text[], a_at timestamptz[], a_args bytea[], a_context bytea[],
   a_attempts int[], a_interval int[],
@@ -348,9 +357,23 @@ begin
     cross join lateral (select a_pid[e.ord] as pid, a_task[e.ord] as task) i
     where v_lost is null or e.ord <> all(v_lost);
 
+  -- The messages, of each process in the order in which they are published. The ids are drawn in the order of the rows.
+  if p_lifecycle then
+    insert into {outbox} (process_id, notice, reason)
+      select i.pid, i.notice, i.detail
+      from unnest(a_pid, a_notice, a_detail) with ordinality as i(pid, notice, detail, ord)
+      where i.notice is not null and (v_lost is null or i.ord <> all(v_lost)) order by i.ord;
+  end if;
+  if p_events then
+    insert into {outbox} (process_id, notice, event_id, timestamp, metadata, payload)
+      select a_pid[e.ord], 'event', e.id, e.at, e.metadata, e.payload
+      from unnest(e_ord, e_id, e_at, e_payload, e_metadata) as e(ord, id, at, payload, metadata)
+      where v_lost is null or e.ord <> all(v_lost) order by e.ord, e.id;
+  end if;
+
   -- Removal: nothing below concerns these items.
   if v_doomed is not null then
-    v_ids := {erase}(array(select a_pid[ord] from unnest(v_doomed) ord));
+    v_ids := {erase}(p_lifecycle, array(select a_pid[ord] from unnest(v_doomed) ord));
     return query select ord, 'done', null::bigint, null, null, null::timestamptz, null::bytea, null::bytea, null::jsonb,
       null::int, null::bytea, a_pid[ord], 'gone', null, null::bytea, null::jsonb, null::timestamptz, null,
       null::timestamptz, null::bigint, null::bigint from unnest(v_doomed) ord;
@@ -622,4 +645,66 @@ begin
       last_retry_interval, attempts_count, context
     from {schedule} where process_id = any(v_pids) and status = 'waiting'
     on conflict (task_id) do update set status = excluded.status;
+end $$;
+
+-- The side of the publisher. It holds the advisory lock of the outbox, so there is one. Dead letters are changed under a
+-- lock on their table: who retries or drops one must know all that waits behind it.
+
+-- Ends messages that were read: p_sent were acknowledged, p_refused never can be (for p_refusals), p_waiting belong to
+-- processes with a dead letter. p_again: they were read from {dead_letters} already.
+create or replace function {settle}(
+  p_again boolean, p_sent bigint[], p_refused bigint[], p_refusals text[], p_waiting bigint[]
+) returns void language plpgsql as $$
+begin
+  if not p_again then
+    delete from {outbox} where message_id = any(p_sent);
+    if cardinality(p_refused) + cardinality(p_waiting) = 0 then
+      return;
+    end if;
+  end if;
+  lock table {dead_letters} in share row exclusive mode;
+  delete from {dead_letters} where message_id = any(p_sent);
+  with parked as (
+    delete from {outbox} where message_id = any(p_refused || p_waiting)
+    returning message_id, process_id, notice, written_at, event_id, timestamp, metadata, payload, reason)
+  insert into {dead_letters} (message_id, process_id, notice, written_at, event_id, timestamp, metadata, payload, reason)
+    select * from parked;
+  update {dead_letters} d set refusal = r.refusal, parked_at = clock_timestamp()
+    from unnest(p_refused, p_refusals) as r(message_id, refusal) where d.message_id = r.message_id;
+  perform {let_go}(process_id, min(message_id)) from {dead_letters}
+    where message_id = any(p_refused || p_waiting) group by process_id;
+end $$;
+
+-- Sees to it that those dead letters of a process, from a message on, are ready that wait behind no refused one.
+create or replace function {let_go}(p_process text, p_from bigint) returns void language plpgsql as $$
+declare
+  v_first bigint;
+begin
+  select min(message_id) into v_first from {dead_letters} where process_id = p_process and refusal is not null;
+  update {dead_letters} set ready = not ready
+    where process_id = p_process and message_id >= p_from and refusal is null
+      and ready <> (v_first is null or message_id < v_first);
+end $$;
+
+-- For operators: sends a dead letter again, before those that wait behind it. False when it is none.
+create or replace function {retry_dead_letter}(p_message bigint) returns boolean language plpgsql as $$
+declare
+  v_process text;
+begin
+  lock table {dead_letters} in share row exclusive mode;
+  update {dead_letters} set refusal = null where message_id = p_message and refusal is not null
+    returning process_id into v_process;
+  perform {let_go}(v_process, p_message);
+  return v_process is not null;
+end $$;
+
+-- For operators: a dead letter is never sent, and those that wait behind it are. False when it is none.
+create or replace function {drop_dead_letter}(p_message bigint) returns boolean language plpgsql as $$
+declare
+  v_process text;
+begin
+  lock table {dead_letters} in share row exclusive mode;
+  delete from {dead_letters} where message_id = p_message and refusal is not null returning process_id into v_process;
+  perform {let_go}(v_process, p_message);
+  return v_process is not null;
 end $$;

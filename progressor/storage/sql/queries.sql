@@ -108,3 +108,49 @@ where (%(cursor)s::text is null or process_id > %(cursor)s)
   and (%(changed_from)s::timestamptz is null or status_changed_at >= %(changed_from)s)
   and (%(changed_to)s::timestamptz is null or status_changed_at < %(changed_to)s)
 order by process_id limit %(limit)s
+
+-- name: take_outbox
+select pg_try_advisory_lock({publishing}, {outbox_name}::regclass::oid::int)
+
+-- name: end_dead_publisher
+-- Of a node that was declared dead, or a lost connection of this one.
+select pg_terminate_backend(pid)
+from pg_locks join pg_stat_activity using (pid)
+  cross join lateral substring(application_name from {publisher}) epoch
+where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
+  and classid = {publishing} and objid = {outbox_name}::regclass and objsubid = 2 and granted
+  and (epoch = %(epoch)s or epoch not in (select n.epoch::text from progressor_nodes n))
+
+-- name: outbox_drawn
+select coalesce(pg_sequence_last_value({outbox_sequence}), 0)
+
+-- name: outbox_horizon
+select pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint from pg_current_snapshot() now
+
+-- name: messages
+-- In their order, as many as have `bytes` and one more.
+select message_id, process_id, notice, coalesce(timestamp, written_at), event_id, metadata::text, payload, reason,
+  extract(epoch from clock_timestamp() - written_at)::float8, waits
+from (
+  select *, sum(size) over (order by message_id) - size as before from (
+    select *, coalesce(octet_length(payload), 0) + coalesce(pg_column_size(metadata), 0) as size
+    from ({source}) source) sized) sized
+where before < %(bytes)s order by message_id
+
+-- name: outbox
+-- A message waits when its process has a dead letter.
+select o.*, dead is not null as waits
+from (select * from {outbox} where message_id > %(after)s order by message_id limit %(limit)s) o
+left join lateral (select true as dead from {dead_letters} d where d.process_id = o.process_id limit 1) d on %(holds_back)s
+
+-- name: letters
+select *, false as waits from {dead_letters}
+where refusal is null and (ready or not %(holds_back)s) order by message_id limit %(limit)s
+
+-- name: outbox_figures
+select coalesce(pg_sequence_last_value({outbox_sequence}) - first.message_id + 1, 0), coalesce(first.age, 0),
+  (select count(*) from (select from {dead_letters} where refusal is not null limit %(most)s) d),
+  (select count(*) from (select from {dead_letters} where refusal is null limit %(most)s) d)
+from (values (1)) one left join (
+  select message_id, extract(epoch from clock_timestamp() - written_at)::float8 as age
+  from {outbox} where message_id > %(after)s order by message_id limit 1) first on true

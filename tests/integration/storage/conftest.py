@@ -9,14 +9,17 @@ from typing import TypeAlias
 import psycopg
 import pytest
 
+from progressor.engine.ports import Streams
 from progressor.storage import migrate
 from progressor.storage.embedded import EmbeddedPostgres
+from progressor.storage.outbox import PostgresOutbox
 from progressor.storage.pool import Pool
 from progressor.storage.postgres import Pools, PostgresStorage
 from tests.conftest import Database, fresh_database
 from tests.integration.storage.nodes import NS, ORDER, SECOND_NS, Node, Tap
 
 MakeNode: TypeAlias = Callable[[], Node]
+MakeOutbox: TypeAlias = Callable[..., PostgresOutbox]
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +45,32 @@ def migrated(shared_database: Database) -> Database:
 def make_node(migrated: Database) -> Iterator[MakeNode]:
     with ExitStack() as stack:
         yield lambda: stack.enter_context(closing(Node(migrated.conninfo)))
+
+
+@pytest.fixture
+def loud(migrated: Database) -> Iterator[Node]:
+    """A node of a namespace whose messages are published."""
+    with closing(Node(migrated.conninfo, streams=Streams(events=True, lifecycle=True))) as node:
+        yield node
+
+
+@pytest.fixture
+def make_outbox(migrated: Database) -> Iterator[MakeOutbox]:
+    """The outbox as the notifier of a node sees it."""
+    with ExitStack() as stack:
+
+        def make(*, holds_back: bool = True) -> PostgresOutbox:
+            return stack.enter_context(closing(PostgresOutbox(migrated.conninfo, NS, holds_back=holds_back)))
+
+        yield make
+
+
+@pytest.fixture
+def outbox(loud: Node, make_outbox: MakeOutbox) -> PostgresOutbox:
+    """The outbox of the node that publishes."""
+    outbox = make_outbox()
+    assert outbox.lead(loud.epoch)
+    return outbox
 
 
 @pytest.fixture

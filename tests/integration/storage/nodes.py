@@ -30,6 +30,7 @@ from progressor.engine.ports import (
     Lost,
     Refused,
     Request,
+    Streams,
     Timer,
     TimerChange,
 )
@@ -45,6 +46,8 @@ ORDER = {
     "schedule": SQL("task_id"),
     "running": SQL("process_id"),
     "events": SQL("process_id, event_id"),
+    "outbox": SQL("message_id"),
+    "dead_letters": SQL("message_id"),
 }
 POLICY = RetryPolicy(3600, 1, 3600, 3, frozenset())
 TRANSIENT = Failure(Kind.TRANSIENT, "later")
@@ -82,9 +85,9 @@ def soon(seconds: float = 3600) -> datetime:
 
 
 class Node:
-    def __init__(self, conninfo: Mapping[str, Any], ns: str = NS) -> None:
+    def __init__(self, conninfo: Mapping[str, Any], ns: str = NS, streams: Streams | None = None) -> None:
         self.ns = ns
-        self.committer = Committer(conninfo)
+        self.committer = Committer(conninfo, {ns: streams} if streams else {})
         self._conninfo = dict(conninfo)
         with psycopg.connect(**self._conninfo, autocommit=True) as connection:
             row = connection.execute(

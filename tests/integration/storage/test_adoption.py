@@ -44,7 +44,7 @@ def moved(request: pytest.FixtureRequest, postgres_server: EmbeddedPostgres) -> 
         original.create(database.conninfo, NS, form, cached=True)
         with psycopg.connect(**database.conninfo) as connection:
             tasks = original.fill(Original(connection, NS, form))
-            before = Tap(connection).tables()
+            before = Tap(connection).tables("processes", "tasks", "schedule", "running", "events")
         migrate.migrate(database.conninfo, [NS])
         yield Adopted(database, form, before, tasks)
 

@@ -255,12 +255,13 @@ def test_a_server_that_is_not_there_is_unavailable(migrated: Database) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         nowhere = {**migrated.conninfo, "host": "127.0.0.1", "port": port}
-        with closing(Committer(nowhere)) as committer, pytest.raises(StorageUnavailable):
+        with closing(Committer(nowhere, {})) as committer, pytest.raises(StorageUnavailable):
             committer.commit(1, {}, again=False)
 
 
 def test_a_database_that_is_not_there_is_unavailable(migrated: Database, postgres_server: EmbeddedPostgres) -> None:
-    with closing(Committer({**migrated.conninfo, "dbname": "nope"})) as committer, pytest.raises(StorageUnavailable):
+    nope = {**migrated.conninfo, "dbname": "nope"}
+    with closing(Committer(nope, {})) as committer, pytest.raises(StorageUnavailable):
         committer.commit(1, {}, again=False)
 
 

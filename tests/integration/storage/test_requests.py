@@ -308,7 +308,8 @@ def test_a_removal_with_a_key_leaves_its_own_task_only(node: Node, tap: Tap) -> 
     node.ask("remove", "p", key="k")
     (task,) = tap.tables().pop("tasks")
     assert (task["task_type"], task["status"], task["idempotency_key"]) == ("remove", "finished", "k")
-    assert tap.tables() == {"processes": [], "schedule": [], "running": [], "events": [], "tasks": [task]}
+    assert {table for table, rows in tap.tables().items() if rows} == {"tasks"}
+    assert tap.tables("tasks") == {"tasks": [task]}
 
 
 def test_those_who_wait_learn_that_the_process_is_gone(node: Node, tap: Tap, storage: PostgresStorage) -> None:

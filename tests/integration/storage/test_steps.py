@@ -401,7 +401,7 @@ def test_what_is_lost_does_not_harm_the_rest_of_its_batch(node: Node, tap: Tap) 
 def test_a_process_that_is_gone_is_lost(node: Node, tap: Tap) -> None:
     node.process("p")
     claimed = node.start("call", "p")
-    tap.rows("select {erase}(array['p'])")
+    tap.rows("select {erase}(false, array['p'])")
     assert node.complete(step(claimed)) == Lost(None)
     assert not any(tap.tables().values())
 

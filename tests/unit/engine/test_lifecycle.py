@@ -482,7 +482,7 @@ def test_a_completion_that_the_database_refuses_becomes_a_defect_of_its_step(tas
     assert_refused(refusal, "too big")
 
 
-# What is made known of its life (docs/notifications.md)
+# What is made known of its life (docs/adr/0008-outbox.md)
 
 
 @pytest.mark.parametrize(
