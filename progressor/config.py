@@ -32,6 +32,9 @@ T = TypeVar("T")
 LONGEST_NAMESPACE: Final = 63 - len("_tasks_idempotency_key_idx")
 """Bytes of UTF-8 that a namespace may have: PostgreSQL cuts longer identifiers silently."""
 
+MAX_AGE: Final = 60.0
+"""Seconds that messages may wait to be published, if nothing else is said."""
+
 STORAGE_CLIENTS: Final = ("postgres",)
 
 RETRYABLE_WHEN_INTERRUPTED: Final = (TaskType.INIT, TaskType.CALL, TaskType.REPAIR)
@@ -106,13 +109,22 @@ class ProcessorConfig:
     options: Mapping[str, Any] = field(repr=False)
 
 
+class OnDeadLetter(StrEnum):
+    """What the messages of a process do behind one that the broker refuses."""
+
+    WAIT = "wait"
+    FOLLOW = "follow"
+
+
 @dataclass(frozen=True, slots=True)
 class NotifierConfig:
-    """`client` names a Kafka client; at least one topic is given."""
+    """`client` names a Kafka client; at least one topic is given. `max_age`: seconds that a message may wait."""
 
     client: str
     topic: str | None
     lifecycle_topic: str | None
+    on_dead_letter: OnDeadLetter = OnDeadLetter.WAIT
+    max_age: float = MAX_AGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +403,8 @@ def _notifier(reader: _Reader, names: _Names) -> NotifierConfig:
             client=reader.take("client", _reference("Kafka client", "kafka.clients", names.kafka)),
             topic=reader.optional("topic", _text),
             lifecycle_topic=reader.optional("lifecycle_topic", _text),
+            on_dead_letter=reader.optional("on_dead_letter", _on_dead_letter) or OnDeadLetter.WAIT,
+            max_age=reader.optional("max_age", _duration) or MAX_AGE,
         )
 
 
@@ -748,6 +762,10 @@ def _one_of(names: Collection[str]) -> _Check[str]:
 
 def _dialect(value: Any) -> Dialect:
     return Dialect(_one_of(tuple(Dialect))(value))
+
+
+def _on_dead_letter(value: Any) -> OnDeadLetter:
+    return OnDeadLetter(_one_of(tuple(OnDeadLetter))(value))
 
 
 def _retry_interrupted(value: Any) -> TaskType:

@@ -6,10 +6,11 @@ protocols, which have a method for each use case. A storage raises the errors of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
+from threading import Event as Flag
 from typing import Protocol
 
 from progressor.engine.history import History
@@ -364,11 +365,11 @@ class Outbox(Protocol):
 class Publisher(Protocol):
     """Sends the messages of one namespace to the broker. Used by one thread."""
 
-    def publish(self, messages: Sequence[Message], is_stopping: Callable[[], bool]) -> Published:
+    def publish(self, messages: Sequence[Message], stop: Flag) -> Published:
         """Sends them, those of a process in the order given, and waits for the broker's word on all of them.
 
-        Ends early, with what is known by then, when the broker is away for too long, or the node stops: `is_stopping`
-        is to be asked a few times a second. Sends nothing any more when it has returned.
+        Ends early, with what is known by then, when the broker is away for too long, or within a moment of `stop`.
+        Sends nothing any more when it has returned.
         """
 
     def close(self) -> None: ...

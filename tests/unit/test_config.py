@@ -23,6 +23,7 @@ from progressor.config import (
     ListenConfig,
     NativeConfig,
     NotifierConfig,
+    OnDeadLetter,
     ProcessorConfig,
     RetryPolicy,
     StorageConfig,
@@ -235,6 +236,14 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "a notifier without topics": (
         BASE + "notifier = { client = 'k' }\n[kafka.clients.k]\nendpoints = ['h:9092']",
         [f"{X}.notifier: expected topic, lifecycle_topic or both"],
+    ),
+    "a notifier that does something else with dead letters": (
+        BASE + "notifier = { client = 'k', topic = 't', on_dead_letter = 'drop', max_age = 0 }\n"
+        "[kafka.clients.k]\nendpoints = ['h:9092']",
+        [
+            f'{X}.notifier.on_dead_letter: expected "wait" or "follow", got "drop"',
+            f"{X}.notifier.max_age: expected a positive number of seconds, got 0",
+        ],
     ),
     "a notifier of an unknown client": (
         BASE + "notifier = { client = 'kafk', topic = 't' }\n[kafka.clients.kafka]\nendpoints = ['h:9092']",
@@ -491,7 +500,9 @@ def test_the_sample_file_loads() -> None:
         "payment/payment": "payment",
     }
     default, cached = config.namespaces["default/default"], config.namespaces["cached/namespace"]
-    assert default.notifier == NotifierConfig("default_kafka_client", "events_topic", "lifecycle_topic")
+    assert default.notifier == NotifierConfig(
+        "default_kafka_client", "events_topic", "lifecycle_topic", OnDeadLetter.WAIT, 60.0
+    )
     assert cached.notifier is None
     assert cached.storage == StorageConfig(
         "postgres", "default_pool", "default_scan_pool", "default_front_pool", "progressor_db"
