@@ -55,6 +55,14 @@ Left out: what has its own name here, and what the storage sets itself (`client_
 KEEPALIVES: Final[Mapping[str, int]] = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 """A connection that has died without a word while an answer is awaited: nothing else would notice within hours."""
 
+LIBRDKAFKA_PROMISES: Final = (
+    "acks", "request.required.acks", "enable.idempotence", "enable.gapless.guarantee", "max.in.flight",
+    "max.in.flight.requests.per.connection", "retries", "message.send.max.retries", "message.timeout.ms",
+    "delivery.timeout.ms", "queuing.strategy", "partitioner", "transactional.id", "transaction.timeout.ms",
+)  # fmt: skip
+"""Settings of librdkafka on which it depends that no message is lost and those of a process stay in order."""
+LIBRDKAFKA_ENDPOINTS: Final = ("bootstrap.servers", "metadata.broker.list")
+
 _NODE_DEFAULTS: Final[Mapping[str, Any]] = {
     "migration_enabled": True,
     "lease_timeout": 5,
@@ -482,8 +490,13 @@ def _settings(reader: _Reader, prefix: str = "") -> Iterator[tuple[str, str | in
     for key in reader.names():
         if reader.is_table(key):
             yield from _settings(reader.table(key), f"{prefix}{key}.")
-        else:
-            yield prefix + key, reader.take(key, _setting)
+            continue
+        name = prefix + key
+        if name in LIBRDKAFKA_PROMISES:
+            reader.problem(key, f"{name} has a fixed value, so that messages arrive and stay in order: leave it out")
+        elif name in LIBRDKAFKA_ENDPOINTS:
+            reader.problem(key, f"{name} has its own key beside config: endpoints")
+        yield name, reader.take(key, _setting)
 
 
 def _listen(reader: _Reader) -> ListenConfig:

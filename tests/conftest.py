@@ -1,16 +1,21 @@
-"""What every test may use: one PostgreSQL server for the whole run, and a database of its own for a test.
+"""What every test may use: one PostgreSQL server for the whole run, and a database of its own for a test; one broker.
 
 `--postgres-bin DIR`, or the variable PROGRESSOR_POSTGRES_BIN, runs the tests on the server of that directory;
 `--postgres-bin bundled:18` on version 18 of the extra `embedded`.
+
+Tests of Kafka have one broker for the whole run. They are skipped where there is none (scripts/kafka), unless the
+variable CI is set.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,6 +24,10 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier
 
 from progressor.storage.embedded import EmbeddedPostgres
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from kafka.broker import Broker, KafkaNotFound
 
 # The tests that cut the power have a server of their own.
 FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "autovacuum_naptime": "10s"}
@@ -60,6 +69,19 @@ def postgres_bin(pytestconfig: pytest.Config) -> str | None:
 def postgres_server(postgres_bin: str | None) -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres.start(bin_dir=postgres_bin, settings=FAST_SETTINGS) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Broker]:
+    """A broker that a test may freeze and kill, if it starts it again. Topics of other tests are in it."""
+    try:
+        broker = Broker()
+    except KafkaNotFound as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no Kafka: {str(missing).splitlines()[0]}")
+    with broker:
+        yield broker
 
 
 @pytest.fixture

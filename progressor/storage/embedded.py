@@ -258,7 +258,7 @@ class EmbeddedPostgres:
             binaries = find_binaries(bin_dir, version=_cluster_version(home)).usable_by(account, home)
             _prepare(home, binaries, account, durable=data_dir is not None)
             server = cls(home, binaries, account, settings or {}, data_dir is None)
-            server._start_on(iter(_free_port, 0))
+            server._start_on(iter(free_port, 0))
         except BaseException as exc:
             if data_dir is None:
                 shutil.rmtree(home, ignore_errors=True)
@@ -463,7 +463,7 @@ def _empty(path: Path) -> Path:
     return path
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below the ports that systems give to outgoing connections: there a client that keeps reconnecting to
     a stopped server ends up connected to itself, and holds the port.
     """

@@ -185,8 +185,8 @@ def test_a_restart_insists_on_its_port(server: EmbeddedPostgres, monkeypatch: py
 def test_a_port_taken_meanwhile_is_left_to_its_owner(
     server: EmbeddedPostgres, postgres_bin: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ports = [server.port, embedded._free_port()]
-    monkeypatch.setattr(embedded, "_free_port", lambda: ports.pop(0))
+    ports = [server.port, embedded.free_port()]
+    monkeypatch.setattr(embedded, "free_port", lambda: ports.pop(0))
     with EmbeddedPostgres.start(bin_dir=postgres_bin) as second:
         assert second.port != server.port
         assert query(second, "SELECT 1") == 1

@@ -52,6 +52,7 @@ X = "progressor.namespaces.x"
 PASSWORDS = "password, password_env, password_file"
 TWO_DATABASES = 'pool, scan_pool and front_pool must be of one database, got "db" and "db2"'
 SECRET = "hunter2-and-more"
+FIXED = "has a fixed value, so that messages arrive and stay in order: leave it out"
 
 
 def refused(source: str | Path | Mapping[str, Any]) -> list[str]:
@@ -351,6 +352,15 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             "kafka.clients.d.endpoints[0]: expected a non-empty string, got 9092",
             "kafka.clients.d.config.ssl.key.password: expected a string, a number or a boolean",
             "kafka.client: unknown key, did you mean clients?",
+        ],
+    ),
+    "settings of librdkafka that are promises, or have a key": (
+        BASE + "[kafka.clients.k]\nendpoints = ['h:9092']\n[kafka.clients.k.config]\n"
+        "acks = 1\nenable.idempotence = true\n'bootstrap.servers' = 'h:9092'",
+        [
+            f"kafka.clients.k.config.acks: acks {FIXED}",
+            f"kafka.clients.k.config.enable.idempotence: enable.idempotence {FIXED}",
+            'kafka.clients.k.config."bootstrap.servers": bootstrap.servers has its own key beside config: endpoints',
         ],
     ),
     "addresses": (
@@ -684,13 +694,13 @@ def test_settings_of_kafka_may_be_quoted_or_dotted(tmp_path: Path) -> None:
     config = loaded(
         tmp_path,
         BASE + "[kafka.clients.k]\nendpoints = ['h:9092']\n[kafka.clients.k.config]\n"
-        "'security.protocol' = 'SSL'\nssl.key.location = '/k'\nlinger.ms = 5\nenable.idempotence = true",
+        "'security.protocol' = 'SSL'\nssl.key.location = '/k'\nlinger.ms = 5\nsocket.keepalive.enable = true",
     )
     assert config.kafka["k"].config == {
         "security.protocol": "SSL",
         "ssl.key.location": "/k",
         "linger.ms": 5,
-        "enable.idempotence": True,
+        "socket.keepalive.enable": True,
     }
 
 
