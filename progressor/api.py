@@ -14,12 +14,13 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
 from progressor import checks
+from progressor.engine import modernization
 from progressor.engine.directory import Directory, Role
 from progressor.engine.messages import Accept, AwaitInit, Expect
 from progressor.engine.ports import Request, Selection, Storage
@@ -30,7 +31,8 @@ from progressor.errors import (
     RequestTimeout,
     StorageUnavailable,
 )
-from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, ProcessStatus, Range, TraceUnit
+from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, ProcessStatus, Range, TraceUnit, now
+from progressor.modernizer import Modernizer
 from progressor.otp import Timer, TimerHandle
 from progressor.verbs import FutureVerbs, Verbs
 
@@ -38,6 +40,7 @@ T = TypeVar("T")
 INIT_POLL = 0.25
 """Seconds between looks at a process whose init runs on another node."""
 KIND = "kind"
+STOPPING = f"{StorageUnavailable.text}: the node stops or restarts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Namespace:
     storage: Storage
     patience: float
     """A request waits no longer than this many seconds."""
+    modernizer: Modernizer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Engine:
     tokens: Tokens
     timer: Timer
     readers: ThreadPoolExecutor
+    modernizers: ThreadPoolExecutor
     is_open: Callable[[], bool]
     """Whether new requests are taken."""
     health: Callable[[Sequence[str]], tuple[Health, Mapping[str, Any]]]
@@ -82,6 +87,13 @@ class FutureClient(FutureVerbs):
     def timer(self, *, ns: str, id: str) -> Future[datetime | None]:
         """When the timer of a process fires; None when it has none, or when it runs."""
         return self._engine.readers.submit(self._engine.namespace(ns).storage.timer, ns, id)
+
+    def modernize(
+        self, *, ns: str, id: str, range: Range | None = None, context: bytes = b"", timeout: float | None = None
+    ) -> Future[None]:
+        """Has the events of a range brought to their newer representation. Raises NamespaceNotFound when the namespace
+        has no modernizer, ProcessNotFound, RequestTimeout, and ProcessorError when the modernizer fails."""
+        return self._engine.modernizers.submit(modernize, self._engine, ns, id, range, context, timeout)
 
     def _submit(
         self,
@@ -198,8 +210,9 @@ def send(
     request = Request(op, process_id, args, context, key, _metadata(op, range_), engine.tokens.next())
     answered: Future[Answered] = Future()
     accept = Accept(ns, request, answered, monotonic() + seconds)
-    if not (engine.is_open() and engine.directory.cast(Role.WRITER, namespace.database, accept)):
-        raise StorageUnavailable("storage unavailable, try again: the node stops or restarts")
+    _check_open(engine)
+    if not engine.directory.cast(Role.WRITER, namespace.database, accept):
+        raise StorageUnavailable(STOPPING)
     return answered, seconds
 
 
@@ -256,6 +269,28 @@ def trace(engine: Engine, ns: str, process_id: str) -> Sequence[TraceUnit]:
     return units
 
 
+def modernize(
+    engine: Engine, ns: str, process_id: str, range_: Range | None, context: bytes, timeout: float | None
+) -> None:
+    namespace = engine.namespace(ns)
+    if namespace.modernizer is None:
+        raise NamespaceNotFound
+    deadline = now() + timedelta(seconds=_patience(namespace, timeout))
+    whole = get(
+        engine, ns, process_id, Range(limit=0), cache=False, at_least_event_id=None, timeout=timeout
+    )  # waits for an init that runs
+    modernization.modernize(
+        namespace.storage,
+        ns,
+        whole.process_id,
+        checks.range_(range_),
+        namespace.modernizer,
+        context,
+        deadline,
+        partial(_check_open, engine),
+    )
+
+
 def page(
     engine: Engine,
     ns: str,
@@ -283,6 +318,11 @@ def health_check(engine: Engine, namespaces: Sequence[str]) -> tuple[Health, Map
     for ns in namespaces:
         engine.namespace(ns)
     return engine.health(namespaces)
+
+
+def _check_open(engine: Engine) -> None:
+    if not engine.is_open():
+        raise StorageUnavailable(STOPPING)
 
 
 def _patience(namespace: Namespace, timeout: float | None) -> float:

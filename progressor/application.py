@@ -13,9 +13,9 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from threading import Event
 from time import monotonic
@@ -25,6 +25,7 @@ from typing import Any, Self
 from prometheus_client import generate_latest
 
 from progressor import config as configuration
+from progressor import modernizer, processor
 from progressor.api import Client, Engine, Namespace
 from progressor.config import Config, NamespaceConfig
 from progressor.engine.directory import Directory, Role
@@ -42,6 +43,7 @@ from progressor.engine.zombie_collector import ZombieCollector
 from progressor.errors import ConfigError
 from progressor.metrics import Metrics
 from progressor.model import Health
+from progressor.modernizer import Modernizer
 from progressor.otp import (
     Actor,
     ActorDead,
@@ -55,7 +57,7 @@ from progressor.otp import (
     WhichChildren,
     start_root,
 )
-from progressor.processor import Processor, resolve
+from progressor.processor import Processor
 from progressor.rpc.access import Access
 from progressor.rpc.automaton import Automaton
 from progressor.rpc.http import HttpServer, Pages, StopAccepting
@@ -75,6 +77,8 @@ STALE_MARGIN = 5.0
 HISTORY_BYTES = 64 * 1024 * 1024
 HEALTH_PATIENCE = 1.0
 DRAIN_POLL = 0.02
+MODERNIZERS = 4
+"""Requests to modernize that run at the same time; each takes long, and waits for the modernizer most of it."""
 RESTARTS, RESTART_PERIOD = 10, 60.0
 
 
@@ -95,7 +99,7 @@ class Node:
     def __init__(
         self, config: Config, listeners: Mapping[str, socket.socket] | None = None, pages: Pages | None = None
     ) -> None:
-        """Nothing is started. Raises ConfigError when a processor cannot be found.
+        """Nothing is started. Raises ConfigError when a processor or a modernizer cannot be found.
 
         For one of several processes that serve the same ports: `listeners` are the sockets that they share, by their
         keys in `[listen]`, and `pages` speak for all of them.
@@ -103,7 +107,7 @@ class Node:
         self._config = config
         self._listeners = listeners or {}
         self._pages = pages or self
-        self._processors = _resolve(config.namespaces.values())
+        self._processors, self._modernizers = _plugins(config.namespaces.values())
         self.metrics = Metrics()
         self._directory = Directory()
         self._tokens = Tokens()
@@ -145,6 +149,7 @@ class Node:
         self._timer = Timer()
         readers = sum(self._config.pools[ns.storage.front_pool].size for ns in self._config.namespaces.values())
         self._readers = ThreadPoolExecutor(readers, "reader")
+        self._modernizing = ThreadPoolExecutor(MODERNIZERS, "modernizer")
         self.client = Client(self._engine())
         try:
             self._root = start_root(self._tree, "progressor", self._root_exited)
@@ -356,7 +361,11 @@ class Node:
     def _engine(self) -> Engine:
         namespaces = {
             name: Namespace(
-                name, self._config.pools[ns.storage.pool].database, self._storages[name], ns.process_step_timeout
+                name,
+                self._config.pools[ns.storage.pool].database,
+                self._storages[name],
+                ns.process_step_timeout,
+                self._modernizers.get(name),
             )
             for name, ns in self._config.namespaces.items()
         }
@@ -366,6 +375,7 @@ class Node:
             self._tokens,
             self._timer,
             self._readers,
+            self._modernizing,
             lambda: self._root is not None and not self._draining,
             self.health,
         )
@@ -395,7 +405,8 @@ class Node:
         self._failed.set()
 
     def _close(self) -> None:
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._readers, self._modernizing):
+            executor.shutdown(wait=False, cancel_futures=True)
         self._timer.close()
         self._close_pools()
 
@@ -450,17 +461,29 @@ class Node:
         return answer
 
 
-def _resolve(namespaces: Iterable[NamespaceConfig]) -> Mapping[str, Processor]:
-    found: dict[str, Processor] = {}
+def _plugins(namespaces: Iterable[NamespaceConfig]) -> tuple[Mapping[str, Processor], Mapping[str, Modernizer]]:
+    """The processors, and the modernizers of those that have one, by namespace."""
+    processors: dict[str, Processor] = {}
+    modernizers: dict[str, Modernizer] = {}
     problems: list[str] = []
     for ns in namespaces:
-        try:
-            found[ns.name] = resolve(ns.processor.client, ns.processor.options)
-        except ConfigError as error:
-            problems += [f'progressor.namespaces."{ns.name}".processor: {problem}' for problem in error.problems]
+        with _problems_of(ns, "processor", problems):
+            processors[ns.name] = processor.resolve(ns.processor.client, ns.processor.options)
+        if (given := ns.modernizer) is not None:
+            with _problems_of(ns, "modernizer", problems):
+                modernize = modernizer.resolve(given.client, given.options)
+                modernizers[ns.name] = Modernizer(given.format_version, modernize)
     if problems:
         raise ConfigError(problems)
-    return found
+    return processors, modernizers
+
+
+@contextmanager
+def _problems_of(ns: NamespaceConfig, key: str, problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        problems += [f'progressor.namespaces."{ns.name}".{key}: {problem}' for problem in error.problems]
 
 
 def _databases(config: Config) -> Iterable[_Database]:

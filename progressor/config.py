@@ -125,6 +125,15 @@ class OnDeadLetter(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ModernizerConfig:
+    """`client` and `options` as those of a processor; `format_version` is the current one."""
+
+    client: str
+    format_version: int
+    options: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class NotifierConfig:
     """`client` names a Kafka client; at least one topic is given. `max_age`: seconds that a message may wait."""
 
@@ -164,6 +173,7 @@ class NamespaceConfig:
     retry_interrupted: frozenset[TaskType]
     dialect: Dialect
     processor: ProcessorConfig
+    modernizer: ModernizerConfig | None
     notifier: NotifierConfig | None
     storage: StorageConfig
 
@@ -380,6 +390,7 @@ def _namespace(name: str, reader: _Reader, names: _Names) -> NamespaceConfig:
             retry_interrupted=frozenset(reader.each("retry_interrupted", _retry_interrupted)),
             dialect=reader.take("dialect", _dialect),
             processor=_processor(reader.table("processor")),
+            modernizer=_modernizer(reader.table("modernizer")) if reader.has("modernizer") else None,
             notifier=_notifier(reader.table("notifier"), names) if reader.has("notifier") else None,
             storage=_storage(reader.table("storage", merged=True), names),
         )
@@ -400,6 +411,15 @@ def _processor(reader: _Reader) -> ProcessorConfig:
     with reader:
         return ProcessorConfig(
             client=reader.take("client", _text), options=dict(reader.optional("options", _table) or {})
+        )
+
+
+def _modernizer(reader: _Reader) -> ModernizerConfig:
+    with reader:
+        return ModernizerConfig(
+            client=reader.take("client", _text),
+            format_version=reader.take("format_version", _positive_integer),
+            options=dict(reader.optional("options", _table) or {}),
         )
 
 

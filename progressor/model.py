@@ -146,6 +146,16 @@ class StepRequest:
     deadline: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ModernizeRequest:
+    """What a modernizer is given: an event of an old representation. `deadline`: when its caller gives up."""
+
+    namespace: str
+    process_id: str
+    event: Event
+    deadline: datetime | None = None
+
+
 @value
 class Answered:
     """What a request was answered: the step's response, its task, and the last event of the process then.

@@ -272,6 +272,9 @@ class Storage(Protocol):
     def timer(self, ns: str, process_id: str) -> datetime | None:
         """When the timer of a process fires; None when it has none, or when it runs."""
 
+    def modernize(self, ns: str, process_id: str, event: Event, newer: Event) -> None:
+        """Stores payload and metadata of the newer one, if the event is still as it was read."""
+
     def put(self, ns: str, process: Process, action: Action | None, context: bytes) -> Hint | None:
         """Raises ProcessAlreadyExists."""
 

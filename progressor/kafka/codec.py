@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from progressor.engine.ports import Message, Notice
+from progressor.representation import format_version
 from progressor.rpc import codec, values
 from progressor.rpc.gen.event_sink.ttypes import MachineEvent, SinkEvent
 from progressor.rpc.gen.lifecycle_sink.ttypes import (
@@ -17,7 +18,6 @@ from progressor.rpc.gen.lifecycle_sink.ttypes import (
     MachineLifecycleStatusChangedEvent,
 )
 from progressor.rpc.gen.state_processing.ttypes import MachineStatus, MachineStatusFailed, MachineStatusWorking
-from progressor.rpc.machine import format_version
 
 
 class Unencodable(Exception):

@@ -25,6 +25,7 @@ from progressor.errors import (
     ProgressorError,
     RequestTimeout,
     StorageUnavailable,
+    TransientError,
 )
 from progressor.metrics import RequestMetrics
 from progressor.rpc import values, woody
@@ -92,8 +93,13 @@ class Automaton(Service):
         return mg.NotifyResponse(id=str(task_id))
 
     async def _modernize(self, given: Any, call: woody.Call) -> None:
-        """No namespace has a modernizer."""
-        raise NamespaceNotFound
+        where, context = _where(given.desc), call.context()
+        try:
+            await wrap_future(self._client.modernize(**where, context=context, timeout=_timeout(call)))
+        except TransientError as error:
+            raise woody.Failure(503, woody.UNAVAILABLE, error.reason) from error
+        except ProcessorError as error:
+            raise woody.unexpected(error.reason) from error
 
     def _args(self, ns: str, value: Any) -> bytes:
         return values.store(value, self._dialects.get(ns, Dialect.PLAIN))

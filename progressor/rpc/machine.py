@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from progressor.config import Dialect
-from progressor.model import Direction, Event, Metadata, Process, ProcessStatus, Range
+from progressor.model import Direction, Event, Process, ProcessStatus, Range
+from progressor.representation import format_version, with_version
 from progressor.rpc import values, woody
 from progressor.rpc.gen.state_processing import ttypes as mg
-
-VERSION_KEYS = ("format_version", "format")
-"""Where an event's metadata may say the version of its representation: hellgate's key and machinery's."""
 
 
 def machine(ns: str, process: Process, timer: datetime | None) -> mg.Machine:
@@ -20,7 +17,7 @@ def machine(ns: str, process: Process, timer: datetime | None) -> mg.Machine:
     return mg.Machine(
         ns=ns,
         id=process.process_id,
-        history=[_event(event) for event in process.history],
+        history=[event(each) for each in process.history],
         history_range=from_range(process.range),
         status=mg.MachineStatus(failed=mg.MachineStatusFailed(reason=process.detail))
         if failed
@@ -35,7 +32,12 @@ def process(machine: mg.Machine) -> Process:
     failed = machine.status is not None and machine.status.failed is not None
     state = machine.aux_state
     history = [
-        Event(values.store(event.data), version(event.format_version), event.id, woody.read_time(event.created_at))
+        Event(
+            values.store(event.data),
+            with_version({}, event.format_version),
+            event.id,
+            woody.read_time(event.created_at),
+        )
         for event in machine.history
     ]
     return Process(
@@ -61,22 +63,10 @@ def from_range(range_: Range) -> mg.HistoryRange:
 
 def events(bodies: Sequence[mg.Content], dialect: Dialect) -> list[Event]:
     """What a step of a remote processor adds."""
-    return [Event(values.store(body.data, dialect), version(body.format_version)) for body in bodies]
+    return [Event(values.store(body.data, dialect), with_version({}, body.format_version)) for body in bodies]
 
 
-def version(number: int | None) -> Metadata:
-    return {} if number is None else {VERSION_KEYS[0]: number}
-
-
-def format_version(metadata: Metadata) -> int | None:
-    for key in VERSION_KEYS:
-        found: Any = metadata.get(key)
-        if isinstance(found, int) and not isinstance(found, bool) and -(2**31) <= found < 2**31:
-            return found
-    return None
-
-
-def _event(event: Event) -> mg.Event:
+def event(event: Event) -> mg.Event:
     return mg.Event(
         id=event.event_id,
         created_at=None if event.timestamp is None else woody.show_time(event.timestamp),

@@ -25,6 +25,7 @@ from progressor.metrics import RequestMetrics
 from progressor.model import Health, Intent, Remove, SetTimer, StepRequest, TaskType, UnsetTimer
 from progressor.otp import start_root
 from progressor.processor import Processor, resolve
+from progressor.representation import format_version
 from progressor.rpc import machine, values, woody
 from progressor.rpc.gen.base.ttypes import Timer
 from progressor.rpc.gen.msgpack.ttypes import Value
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _change(intent: Intent) -> Any:
     return mg.MachineStateChange(
         aux_state=None if intent.aux_state is None else values.load_content(intent.aux_state),
-        events=[mg.Content(machine.format_version(e.metadata), values.load(e.payload)) for e in intent.events],
+        events=[mg.Content(format_version(e.metadata), values.load(e.payload)) for e in intent.events],
     )
 
 

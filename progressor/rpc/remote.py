@@ -1,4 +1,4 @@
-"""Business logic in another process, in any language: a processor that calls machinegun's `Processor` over woody.
+"""Business logic in another process, in any language: machinegun's `Processor` and `Modernizer`, called over woody.
 
 processor = { client = "thrift", options = { url = "http://127.0.0.1:8080/v1/processor", timeout = 5 } }
 """
@@ -8,13 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 from progressor.config import Dialect
 from progressor.errors import ConfigError, ProcessorError
-from progressor.model import Action, Intent, Remove, SetTimer, StepRequest, TaskType, UnsetTimer, now
+from progressor.model import (
+    Action,
+    Event,
+    Intent,
+    ModernizeRequest,
+    Remove,
+    SetTimer,
+    StepRequest,
+    TaskType,
+    UnsetTimer,
+    now,
+)
+from progressor.representation import with_version
 from progressor.rpc import machine, values, woody
+from progressor.rpc.gen.state_processing import Modernizer as GeneratedModernizer
 from progressor.rpc.gen.state_processing import Processor as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.woody_client import WoodyClient
@@ -28,19 +42,7 @@ class RemoteProcessor:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Raises ConfigError."""
-        url, timeout = options.get("url"), options.get("timeout", DEFAULT_TIMEOUT)
-        dialect = options.get("dialect", Dialect.PLAIN)
-        problems = [f"unknown option {key!r}, expected {', '.join(OPTIONS)}" for key in options if key not in OPTIONS]
-        if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            problems.append(f"url: expected http://HOST:PORT/PATH or https://..., got {url!r}")
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-            problems.append(f"timeout: expected seconds, got {timeout!r}")
-        if dialect not in tuple(Dialect):
-            problems.append(f"dialect: expected {' or '.join(Dialect)}, got {dialect!r}")
-        if problems:
-            raise ConfigError(problems)
-        self._dialect = Dialect(dialect)
-        self._client = WoodyClient(str(url), Generated, float(timeout))
+        self._client, self._dialect = _read(options, Generated)
 
     def process(self, request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
         seen = machine.machine(request.namespace, request.process, None)
@@ -75,6 +77,38 @@ class RemoteProcessor:
             response=None if response is None or response.nl is not None else values.store(response, self._dialect),
             action=_action(result.action),
         )
+
+
+class RemoteModernizer:
+    """Calls machinegun's `Modernizer` over woody. Options as those of RemoteProcessor."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Raises ConfigError."""
+        self._client, self._dialect = _read(options, GeneratedModernizer)
+
+    def modernize(self, request: ModernizeRequest, options: Mapping[str, Any], context: bytes) -> Event:
+        old = request.event
+        asked = mg.MachineEvent(ns=request.namespace, id=request.process_id, event=machine.event(old))
+        cause = replace(woody.from_context(context), deadline=request.deadline)
+        newer = self._client.call("ModernizeEvent", asked, cause).event_payload
+        metadata = with_version(old.metadata, newer.format_version)
+        return replace(old, payload=values.store(newer.data, self._dialect), metadata=metadata)
+
+
+def _read(options: Mapping[str, Any], module: ModuleType) -> tuple[WoodyClient, Dialect]:
+    """A client of the service of `module`, and the dialect. Raises ConfigError."""
+    url, timeout = options.get("url"), options.get("timeout", DEFAULT_TIMEOUT)
+    dialect = options.get("dialect", Dialect.PLAIN)
+    problems = [f"unknown option {key!r}, expected {', '.join(OPTIONS)}" for key in options if key not in OPTIONS]
+    if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        problems.append(f"url: expected http://HOST:PORT/PATH or https://..., got {url!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        problems.append(f"timeout: expected seconds, got {timeout!r}")
+    if dialect not in tuple(Dialect):
+        problems.append(f"dialect: expected {' or '.join(Dialect)}, got {dialect!r}")
+    if problems:
+        raise ConfigError(problems)
+    return WoodyClient(str(url), module, float(timeout)), Dialect(dialect)
 
 
 def _action(action: Any) -> Action | None:

@@ -125,6 +125,17 @@ class PostgresStorage:
         found: list[tuple[datetime]] = self._query(self._pools.front, sql.queries(ns)["timer"], {"id": process_id})
         return found[0][0] if found else None
 
+    def modernize(self, ns: str, process_id: str, event: Event, newer: Event) -> None:
+        parameters = {
+            "id": process_id,
+            "event": event.event_id,
+            "old_payload": event.payload,
+            "old_metadata": Jsonb(dict(event.metadata)),
+            "payload": newer.payload,
+            "metadata": Jsonb(dict(newer.metadata)),
+        }
+        self._query(self._pools.front, sql.queries(ns)["modernize"], parameters)
+
     def put(self, ns: str, process: Process, action: Action | None, context: bytes) -> Hint | None:
         queries = sql.queries(ns)
         with translated(), self._pools.front.connection() as connection, connection.transaction():

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from progressor import Event, Intent, ProcessorError, SetTimer, StepRequest, now, seconds
+from progressor import Event, Intent, ModernizeRequest, ProcessorError, SetTimer, StepRequest, now, seconds
+from progressor.rpc import values
 
 
 def gated(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
@@ -38,3 +39,16 @@ def talk(request: StepRequest, options: Mapping[str, Any], context: bytes) -> In
         response=response,
         action=SetTimer(now() + seconds(told["timer"])) if "timer" in told else None,
     )
+
+
+def versioned(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+    """Leaves the events that it is told: pairs of payload and metadata."""
+    told = json.loads(values.load(request.args).bin)
+    return Intent([Event(payload.encode(), metadata) for payload, metadata in told])
+
+
+def newer(request: ModernizeRequest, options: Mapping[str, Any], context: bytes) -> Event:
+    """A modernizer in Python."""
+    if request.event.payload == b"defect":
+        raise ValueError("no idea")
+    return Event(request.event.payload.upper(), {**request.event.metadata, "format_version": 2})

@@ -173,6 +173,7 @@ def test_every_key_of_the_configuration_is_explained() -> None:
         configuration.RetryPolicy,
         configuration.StorageConfig,
         configuration.ProcessorConfig,
+        configuration.ModernizerConfig,
         configuration.NotifierConfig,
         configuration.DatabaseConfig,
         configuration.PoolConfig,
@@ -183,7 +184,7 @@ def test_every_key_of_the_configuration_is_explained() -> None:
     ):
         keys = {field.name for field in dataclasses.fields(part)}
         tables = {"name", "namespaces", "databases", "pools", "kafka", "listen", "parameters"}
-        tables |= {"retry_policy", "processor", "notifier", "limits", "native"}
+        tables |= {"retry_policy", "processor", "notifier", "limits", "native", "modernizer"}
         assert keys - tables - explained <= {"storage"}, part
 
 

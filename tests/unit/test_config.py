@@ -234,6 +234,18 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             "progressor.defaults.processor.options: expected a table",
         ],
     ),
+    "a modernizer": (
+        BASE + "modernizer = { client = 5, format_version = 0, url = 'x' }",
+        [
+            f"{X}.modernizer.client: expected a non-empty string, got 5",
+            f"{X}.modernizer.format_version: expected a positive integer, got 0",
+            f"{X}.modernizer.url: unknown key",
+        ],
+    ),
+    "a modernizer without its version": (
+        BASE + "modernizer.client = 'thrift'",
+        [f"{X}.modernizer.format_version: missing"],
+    ),
     "a notifier without topics": (
         BASE + "notifier = { client = 'k' }\n[kafka.clients.k]\nendpoints = ['h:9092']",
         [f"{X}.notifier: expected topic, lifecycle_topic or both"],

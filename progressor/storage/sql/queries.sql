@@ -45,6 +45,13 @@ where process_id = %(id)s and task_type::text in ('timeout', 'remove') order by 
 -- name: broken_task
 select t.task_id, t.task_type::text, t.args, t.context from {tasks} t where t.task_id = %(task)s
 
+-- name: modernize
+-- Only what is still as it was read: the process may have been removed and made anew, or somebody was faster.
+update {events} set payload = %(payload)s, metadata = %(metadata)s
+where process_id = %(id)s and event_id = %(event)s
+  and payload = %(old_payload)s and coalesce(metadata, '{{}}') = %(old_metadata)s
+returning event_id
+
 -- name: put_process
 insert into {processes} (process_id, status, detail, aux_state, metadata, created_at, previous_status, status_changed_at,
                          corrupted_by)
