@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import Any, Final
@@ -53,14 +53,19 @@ _OF_THE_MESSAGE: Final = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_
 """Refusals for what a message is. All others are for the state that the brokers are in."""
 
 
-def check(client: KafkaClientConfig) -> None:
-    """Raises ConfigError when librdkafka does not take the settings. Connects to nobody."""
+def check(clients: Iterable[KafkaClientConfig]) -> None:
+    """Raises ConfigError when librdkafka does not take the settings of a client. Connects to nobody."""
+    problems = [f"kafka.clients.{client.name}.config: {problem}" for client in clients for problem in _problems(client)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _problems(client: KafkaClientConfig) -> Iterator[str]:
     try:
         Producer({**DEFAULTS, **client.config, **PROMISED}).close()
     except (KafkaException, TypeError, ValueError) as error:
         found = error.args[0]
-        text = found.str() if isinstance(found, KafkaError) else found
-        raise ConfigError([f"kafka.clients.{client.name}.config: {text}"]) from None
+        yield found.str() if isinstance(found, KafkaError) else str(found)
 
 
 @dataclass(frozen=True, slots=True)

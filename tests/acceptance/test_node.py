@@ -122,6 +122,13 @@ def test_processors_that_cannot_be_found(write: Write, tmp_path: Path) -> None:
     assert "processor 'tests.acceptance.processors:Path': " in result.stderr
 
 
+def test_settings_that_librdkafka_does_not_take(write: Write, tmp_path: Path) -> None:
+    tables = config(NOWHERE, tmp_path)
+    tables["kafka"] = {"clients": {"k": {"endpoints": ["h:9092"], "config": {"sasl.passwort": SECRET}}}}
+    problem = 'kafka.clients.k.config: No such configuration property: "sasl.passwort"'
+    assert_failed(run("--config", write(tables), "--check-config"), 2, problem)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert_failed(run("--config", tmp_path / "x.toml"), 2, f"{tmp_path}/x.toml: No such file or directory")
 

@@ -284,7 +284,7 @@ def test_under_faults_everything_arrives_in_order(
 )
 def test_settings_that_librdkafka_does_not_take_are_named(settings: dict[str, str], problem: str) -> None:
     with pytest.raises(ConfigError, match=r"kafka\.clients\.k\.config: ") as found:
-        check(KafkaClientConfig("k", ("127.0.0.1:1",), {"sasl.password": "s3cret", **settings}))
+        check([KafkaClientConfig("k", ("127.0.0.1:1",), {"sasl.password": "s3cret", **settings})])
     assert problem in str(found.value)
     assert "s3cret" not in str(found.value)
 
@@ -295,4 +295,4 @@ def test_settings_that_librdkafka_takes_are_fine() -> None:
         "socket.keepalive.enable": True,
         "batch.size": 100_000,
     }
-    check(KafkaClientConfig("k", ("127.0.0.1:1",), settings))
+    check([KafkaClientConfig("k", ("127.0.0.1:1",), settings)])
