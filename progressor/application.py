@@ -41,6 +41,7 @@ from progressor.engine.worker_pool import WorkerPool
 from progressor.engine.writer import Writer
 from progressor.engine.zombie_collector import ZombieCollector
 from progressor.errors import ConfigError
+from progressor.kafka import producer
 from progressor.metrics import Metrics
 from progressor.model import Health
 from progressor.modernizer import Modernizer
@@ -99,12 +100,13 @@ class Node:
     def __init__(
         self, config: Config, listeners: Mapping[str, socket.socket] | None = None, pages: Pages | None = None
     ) -> None:
-        """Nothing is started. Raises ConfigError when a processor or a modernizer cannot be found.
+        """Nothing is started. Raises ConfigError: no such processor or modernizer, a setting that librdkafka refuses.
 
         For one of several processes that serve the same ports: `listeners` are the sockets that they share, by their
         keys in `[listen]`, and `pages` speak for all of them.
         """
         self._config = config
+        producer.check(config.kafka.values())
         self._listeners = listeners or {}
         self._pages = pages or self
         self._processors, self._modernizers = _plugins(config.namespaces.values())
