@@ -65,7 +65,7 @@ class Client(Verbs):
         """
         address = read_url(url)
         tls = _context(address, ca, certificate, key)
-        self._greets = address.has_tls or not (address.is_http or secret is None)
+        self._greets = address.has_tls or not address.is_http
         self._secret = secret
         self._read_timeout = read_timeout
         self._channel = Channel(address, tls, secret, connect_timeout, connections, self._greet)
@@ -180,7 +180,10 @@ class Client(Verbs):
         return _result(method, self._channel.exchange(_message(method, *arguments), seconds, effect))
 
     def _greet(self, connection: Connection) -> None:
-        """Gives the secret, and over TLS hears whether our certificate is good: its refusal comes only now."""
+        """Gives the secret, and hears whether we are served at all: over TLS only now, whether our certificate is good.
+
+        What breaks before the answer was done by nobody. Plain HTTP tells by its statuses.
+        """
         if self._greets:
             connection.send(_message("Authenticate", self._secret or ""))
             _result("Authenticate", connection.receive())

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from progressor.errors import UnexpectedAnswer
+from progressor.errors import CannotConnect, UnexpectedAnswer
 from progressor.rpc.address import Address
 from progressor.rpc.woody import CONTENT_TYPE, ERROR_REASON
 
@@ -30,7 +30,8 @@ class Connection(ABC):
 
     @abstractmethod
     def receive(self) -> bytes:
-        """The answer. Raises one of LOST, TimeoutError among them, and UnexpectedAnswer."""
+        """The answer. Raises one of LOST, TimeoutError among them; CannotConnect, when the request was turned away;
+        UnexpectedAnswer."""
 
     def close(self) -> None:
         self.socket.close()
@@ -94,10 +95,15 @@ class HttpConnection(Connection):
     def receive(self) -> bytes:
         answer = self._http.getresponse()
         body = answer.read()
-        if answer.status != HTTPStatus.OK:
-            reason = answer.headers.get(ERROR_REASON, answer.reason)
-            raise UnexpectedAnswer(f"{UnexpectedAnswer.text}: HTTP {answer.status} {reason}")
-        return body
+        if answer.status == HTTPStatus.OK:
+            return body
+        text = f"HTTP {answer.status} {answer.headers.get(ERROR_REASON, answer.reason)}"
+        match answer.status:
+            case HTTPStatus.SERVICE_UNAVAILABLE:  # too many connections, or what stands before the node finds none
+                raise CannotConnect(f"{CannotConnect.text}: {text}")
+            case HTTPStatus.BAD_GATEWAY | HTTPStatus.GATEWAY_TIMEOUT:  # it found one, and lost it
+                raise EOFError(text)
+        raise UnexpectedAnswer(f"{UnexpectedAnswer.text}: {text}")
 
     def close(self) -> None:
         self._http.close()

@@ -12,6 +12,7 @@ import ssl
 import struct
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from threading import Thread
 
 import uvloop
@@ -76,7 +77,8 @@ class TcpServer(Actor):
 
     def terminate(self, reason: Exception) -> None:
         """Requests in flight get their answers, or after a while hear that their outcome is unknown."""
-        self._loop.call_soon_threadsafe(self._ending.set)
+        with suppress(RuntimeError):  # the loop has ended by itself
+            self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join()
 
     def _run(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
@@ -119,6 +121,8 @@ class TcpServer(Actor):
         try:
             await connection.serve()
             writer.close()
+        except asyncio.CancelledError:  # the server stops; one that is let out makes asyncio complain
+            writer.transport.abort()
         except BROKEN as error:
             if isinstance(error, DecodeError | TimeoutError):
                 self._refused.inc()
@@ -148,31 +152,31 @@ class _Connection:
         self._service = service
         self._limits = limits
         self._leaving = leaving
-        self._is_answering = False
+        self._is_idle = False
         self._caller = Caller(peer_names(writer.transport))
         writer.transport.set_write_buffer_limits(high=0)  # else the last answers wait for ever in our memory
 
     async def serve(self) -> None:
         """Until one of the two ends has enough. Raises one of BROKEN."""
         while not self._leaving.is_set() and (message := await self._read()) is not None:
-            self._is_answering = True
-            reply = await self._service(message, self._caller)
-            await self._write(reply)
-            self._is_answering = False
+            await self._write(await self._service(message, self._caller))
             if self._caller.is_refused:
                 return
 
     def end_if_idle(self) -> None:
-        if not self._is_answering:
-            self.task.cancel()
+        if self._is_idle:
+            self._writer.close()  # which ends the waiting, as the client's end does
 
     async def _read(self) -> bytes | None:
         """None: the client has gone, or is silent."""
+        self._is_idle = True
         try:
             async with asyncio.timeout(self._limits.idle_timeout):
                 begin = await self._reader.read(1)
         except TimeoutError:
             return None
+        finally:
+            self._is_idle = False
         if not begin:
             return None
         async with asyncio.timeout(self._limits.stall_timeout):
