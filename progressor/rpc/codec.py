@@ -7,10 +7,10 @@ no member of an enum. Here all of that is an error, as it is for the Erlang code
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, TypeVar
 
-from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
+from thrift.protocol.TBinaryProtocol import TBinaryProtocol, TBinaryProtocolAccelerated
 from thrift.protocol.TProtocol import TProtocolException
 from thrift.Thrift import TMessageType
 from thrift.transport.TTransport import TMemoryBuffer
@@ -23,6 +23,7 @@ from progressor.rpc.gen.state_processing import ttypes as state_processing
 
 T = TypeVar("T")
 VERSION = 0x80010000
+REPLACEMENT = "\ufffd"
 _UNIONS = (
     base.Timer,
     msgpack.Value,
@@ -68,7 +69,8 @@ def decode(cls: type[T], data: bytes) -> T:
     transport = TMemoryBuffer(data)
     try:
         value.read(TBinaryProtocolAccelerated(transport, fallback=False))
-        check(value)
+        if check(value):
+            cls().read(TBinaryProtocol(TMemoryBuffer(data)))  # type: ignore[attr-defined]  # refuses bad UTF-8
     except DecodeError:
         raise
     except RecursionError:
@@ -101,20 +103,21 @@ def message_head(data: bytes) -> tuple[str, int, int, bytes]:
     return name, head & 0xFF, seqid, data[12 + length :]
 
 
-def check(value: Any) -> None:
-    """Raises DecodeError when a required field, or the one member of a union, is missing."""
+def check(value: Any) -> bool:
+    """Whether a text has a replacement character, which the C code puts in the place of bytes that are no UTF-8 too.
+
+    Raises DecodeError when a required field, or the one member of a union, is missing.
+    """
+    if isinstance(value, str):
+        return REPLACEMENT in value
     if isinstance(value, list):
-        for item in value:
-            check(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            check(key)
-            check(item)
-    elif hasattr(value, "thrift_spec"):
-        _check_struct(value)
+        return _check_all(value)
+    if isinstance(value, dict):
+        return _check_all([*value, *value.values()])
+    return hasattr(value, "thrift_spec") and _check_struct(value)
 
 
-def _check_struct(value: Any) -> None:
+def _check_struct(value: Any) -> bool:
     members = vars(value)
     name = type(value).__name__
     if isinstance(value, _UNIONS) and sum(member is not None for member in members.values()) != 1:
@@ -127,7 +130,11 @@ def _check_struct(value: Any) -> None:
         enum = _ENUMS.get((type(value), field))
         if enum is not None and member is not None and member not in enum._VALUES_TO_NAMES:  # noqa: SLF001
             raise DecodeError(f"{name}.{field}: no member of {enum.__name__}: {member!r}")
-        check(member)
+    return _check_all(members.values())
+
+
+def _check_all(values: Iterable[Any]) -> bool:
+    return sum(map(check, values)) > 0  # `any` would not look at all of them
 
 
 def _write(write: Any, value: Any) -> bytes:

@@ -219,6 +219,11 @@ REFUSED: Mapping[str, tuple[Any, int, str | None]] = {
     "trailing": (partial(post, body=GET_MACHINE + b"\0"), 400, "thrift decode error: trailing bytes"),
     "enum": (partial(post, body=get_call(direction=9)), 400, "thrift decode error: HistoryRange.direction"),
     "union": (partial(post, body=get_call(ref=b"\0")), 400, "thrift decode error: Reference needs exactly one member"),
+    "no UTF-8": (
+        partial(post, body=get_call(ref=b"\x0b\0\1\0\0\0\1\xff\0")),
+        400,
+        "thrift decode error: UnicodeDecodeError",
+    ),
     "no argument": (partial(post, body=call(b"Start")), 400, "thrift decode error: a required argument is missing"),
     "2 GB": (partial(post, body=b"", content_length="2147483648"), 413, "a request has at most"),
 }
@@ -265,6 +270,12 @@ def test_what_woody_says_of_answers(node: NodeProcess) -> None:
     assert post(node, get_call(), woody__deadline=later, accept=CONTENT_TYPE)[0] == 200
     status, headers, body = post(node, call(b"GetMachine", get_call()[22:], kind=4))
     assert (status, body) == (200, b"")
+
+
+def test_a_replacement_character_is_a_character(client: Automaton.Client) -> None:
+    name = f"\ufffd {new_id()}"
+    client.Start(PLAIN, name, say(events=0))
+    assert client.GetMachine(desc(name)).id == name
 
 
 def test_a_deadline_that_comes_while_the_step_runs(node: NodeProcess, client: Automaton.Client, gates: Gates) -> None:

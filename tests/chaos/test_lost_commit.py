@@ -248,7 +248,7 @@ def test_a_request_in_doubt_goes_on_when_its_caller_has_given_up(stage: Stage) -
     """`timeout` says that the outcome is unknown and the task goes on."""
     stage.proxy.refuse(WRITER)
     stage.lose(Loss.ANSWER)
-    with pytest.raises((RequestTimeout, StorageUnavailable)):
+    with pytest.raises(RequestTimeout):  # never StorageUnavailable, which would say that nothing was done
         stage.node.client.call(ns=NS, id=stage.id, args=order(say="x"), timeout=0.5)
     assert stage.proxy.lost.is_set()
     _let_time_pass(0.7)  # longer than the writer pauses between its attempts
