@@ -186,6 +186,8 @@ class _Connection:
             return await self._reader.readexactly(size)
 
     async def _write(self, reply: bytes) -> None:
+        if self._writer.is_closing():
+            raise ConnectionResetError
         self._writer.write(HEAD.pack(len(reply)) + reply)
         async with asyncio.timeout(self._limits.stall_timeout):
             await self._writer.drain()

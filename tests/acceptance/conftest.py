@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -11,6 +12,26 @@ import pytest
 
 from tests.acceptance.nodes import Gates, NodeProcess, StartNode, Work, as_toml, config, started
 from tests.conftest import Database
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, what it has signed, a node and two clients, and what nobody has: `forger`."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make certificates")
+    directory = tmp_path_factory.mktemp("tls")
+    new = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+
+    def make(name: str, *arguments: str | Path) -> None:
+        out = ("-keyout", directory / f"{name}.key", "-out", directory / f"{name}.pem")
+        subprocess.run(["openssl", *new, "-subj", f"/CN={name}", *arguments, *out], check=True, capture_output=True)
+
+    make("ca")
+    make("forger")
+    for name in ("node", "client", "stranger"):
+        signed = ("-CA", directory / "ca.pem", "-CAkey", directory / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1")
+        make(name, *signed, "-addext", "basicConstraints=critical,CA:FALSE")
+    return directory
 
 
 @pytest.fixture

@@ -1,0 +1,170 @@
+"""The TCP port of a node, and what strangers send to it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from progressor.rpc import codec
+from progressor.rpc.gen.native import Progressor as Native
+from progressor.rpc.gen.native import ttypes as t
+from progressor.storage.embedded import EmbeddedPostgres
+from tests.acceptance.nodes import FREE_PORT, NS, NodeProcess, as_toml, config, native, started
+from tests.conftest import fresh_database
+from tests.eventually import eventually
+
+LIMITS = {"request_bytes": 1_000_000, "connections": 40, "idle_timeout": 3, "stall_timeout": 0.5, "stop_timeout": 1}
+BIG = b"x" * 900_000
+
+
+@pytest.fixture(scope="module")
+def shared(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    directory = tmp_path_factory.mktemp("tcp")
+    with fresh_database(postgres_server) as database:
+        settings = config(database.conninfo, directory)
+        settings["listen"] |= {"thrift": FREE_PORT, "limits": LIMITS}
+        file = directory / "sys.toml"
+        file.write_text(as_toml(settings))
+        with started(directory / "log", "--config", file) as node:
+            node.wait_ready()
+            yield node
+
+
+@pytest.fixture
+def node(shared: NodeProcess) -> Iterator[NodeProcess]:
+    """Whatever a test does to it, the node has nothing to complain about, and answers others."""
+    yield shared
+    assert health(shared)
+    assert "Traceback" not in shared.errors
+    assert "ERROR" not in shared.errors
+    eventually(lambda: connections(shared) == 0)
+
+
+def connect(node: NodeProcess) -> socket.socket:
+    host, port = node.thrift_url.removeprefix("thrift://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def connections(node: NodeProcess) -> float:
+    found = [line for line in node.get("/metrics").body.splitlines() if 'progressor_connections{port="thrift"}' in line]
+    return float(found[0].split()[1])
+
+
+def health(node: NodeProcess) -> bool:
+    with native(node, "thrift") as client:
+        return bool(client.HealthCheck([NS]).health == t.Health.passing)
+
+
+def frame(message: bytes) -> bytes:
+    return len(message).to_bytes(4, "big") + message
+
+
+GOOD = frame(codec.encode_message("HealthCheck", codec.CALL, 1, Native.HealthCheck_args([NS])))
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Waits for it."""
+    try:
+        return connection.recv(100_000) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\xff\xfe",
+        b"\0\0\0\0",
+        b"\x7f\xff\xff\xff" + b"x" * 1000,
+        b"\xff\xff\xff\xff",
+        (LIMITS_BYTES := b"\0\x0f\x42\x41") + b"x",
+        frame(b"garbage"),
+        frame(b"\x80\x01\0\x01\x7f\xff\xff\xffx"),
+        GOOD[4:],
+        frame(GOOD),
+    ],
+)
+def test_garbage_and_huge_lengths_end_the_connection_at_once(node: NodeProcess, sent: bytes) -> None:
+    with connect(node) as client:
+        client.sendall(sent)
+        assert is_ended(client)
+
+
+@pytest.mark.parametrize("sent", [b"\0", GOOD[:10], GOOD[:-1], b"\0\x0f\x42\x40" + b"x" * 100_000])
+def test_half_a_frame_is_cut_off(node: NodeProcess, sent: bytes) -> None:
+    with ExitStack() as stack:
+        halves = [stack.enter_context(connect(node)) for _ in range(20)]
+        for half in halves:
+            half.sendall(sent)
+        assert health(node)
+        assert all(is_ended(half) for half in halves)
+
+
+def test_who_says_nothing_is_cut_off_later(node: NodeProcess) -> None:
+    with connect(node) as silent, connect(node) as polite:
+        polite.sendall(GOOD)
+        assert polite.recv(1000)
+        assert is_ended(silent)
+        assert is_ended(polite)
+
+
+def test_frames_in_pieces_and_many_in_one(node: NodeProcess) -> None:
+    with connect(node) as client:
+        for at in range(len(GOOD)):
+            client.sendall(GOOD[at : at + 1])
+        answer = client.recv(10_000)
+        client.sendall(GOOD * 5)
+        received = b""
+        while len(received) < 5 * len(answer) - 100:  # details differ by some digits
+            received += client.recv(10_000)
+
+
+def test_who_never_reads_is_cut_off(node: NodeProcess) -> None:
+    """Others are served meanwhile; what it asked for takes up no room when it is gone."""
+    with native(node, "thrift") as client:
+        client.Put(t.PutRequest(NS, "big", t.NewProcess(aux_state=BIG)))
+    ask = frame(codec.encode_message("Get", codec.CALL, 1, Native.Get_args(t.GetRequest(NS, "big"))))
+    with ExitStack() as stack:
+        deaf = [stack.enter_context(connect(node)) for _ in range(10)]
+        for each in deaf:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            each.sendall(ask * 10)
+        eventually(lambda: connections(node) >= 10)
+        assert health(node)
+        eventually(lambda: connections(node) == 0)
+
+
+def test_who_cuts_the_connection(node: NodeProcess) -> None:
+    for sent in (b"", GOOD[:3], GOOD[:-1], GOOD, GOOD * 3):
+        with connect(node) as client:
+            client.sendall(sent)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with RST
+
+
+def test_too_many_connections(node: NodeProcess) -> None:
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(connect(node)) for _ in range(LIMITS["connections"])]  # type: ignore[call-overload]
+        eventually(lambda: connections(node) == LIMITS["connections"])
+        with connect(node) as one_more:
+            assert is_ended(one_more)
+        crowd[0].sendall(GOOD)
+        assert crowd[0].recv(1000)
+
+
+def test_a_request_as_large_as_is_allowed(node: NodeProcess) -> None:
+    with native(node, "thrift") as client:
+        client.Put(t.PutRequest(NS, "large", t.NewProcess(aux_state=BIG)))
+        assert client.Get(t.GetRequest(NS, "large")).aux_state == BIG
+
+
+def test_the_metrics_count_what_was_no_request(node: NodeProcess) -> None:
+    before = node.metric("progressor_requests_refused_total")
+    with connect(node) as client:
+        client.sendall(b"\xff\xff\xff\xff")
+        assert is_ended(client)
+    assert node.metric("progressor_requests_refused_total") == before + 1
