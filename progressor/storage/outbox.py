@@ -65,16 +65,16 @@ class Floor:
     _safe: int = 0
     _pending: tuple[int, int] | None = None
 
-    def rise(self, drawn: int, xmin: int, xmax: int, first: int | None) -> None:
+    def rise(self, drawn: int, xmin: int, next_xid: int, first: int | None) -> None:
         """After a look at an outbox whose first row above the floor was `first`.
 
-        `drawn`: the last id, read before the snapshot of which `xmin` (all transactions before it have ended) and
-        `xmax` (none from it on had begun) are; that snapshot is not younger than the look.
+        `drawn`: the last id, read before `xmin` (all transactions before it have ended) and `next_xid` (none from it on
+        had begun); they are not younger than the look.
         """
         if self._pending is not None and xmin >= self._pending[1]:
             self._safe, self._pending = self._pending[0], None
         if self._pending is None:
-            self._pending = drawn, xmax
+            self._pending = drawn, next_xid
         self.value = self._safe if first is None else min(self._safe, first - 1)
 
 
@@ -149,8 +149,8 @@ class PostgresOutbox:
                 letters = connection.cursor(binary=True).execute(self._queries["letters"], parameters)
                 outbox = connection.cursor(binary=True).execute(self._queries["outbox"], parameters)
             ready, found = [_Row(*row) for row in letters], [_Row(*row) for row in outbox]
-            ((last,),), ((xmin, xmax),) = drawn, horizon
-        self._floor.rise(last, xmin, xmax, found[0].message_id if found else None)
+            ((last,),), ((xmin, next_xid),) = drawn, horizon
+        self._floor.rise(last, xmin, next_xid, found[0].message_id if found else None)
         self._are_letters = bool(ready)
         return ready or found
 

@@ -132,7 +132,9 @@ where locktype = 'advisory' and database = (select oid from pg_database where da
 select coalesce(pg_sequence_last_value({outbox_sequence}), 0)
 
 -- name: outbox_horizon
-select pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint from pg_current_snapshot() now
+-- The number of this transaction is larger than that of any that has begun. The snapshot's xmax is not: it is behind the
+-- last that has ended.
+select pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_current_xact_id()::text::bigint
 
 -- name: messages
 -- In their order, as many as have `bytes` and one more.

@@ -119,6 +119,17 @@ def test_messages_that_are_committed_late_are_read_though_their_ids_are_small(
     assert publish(outbox) == ["p1", "p2", "p3"]
 
 
+def test_messages_of_the_youngest_transaction_of_the_server_are_read(
+    migrated: Database, outbox: PostgresOutbox, tap: Tap
+) -> None:
+    """Snapshots do not know of it: their xmax is behind the last that has *ended*."""
+    with psycopg.connect(**migrated.conninfo) as slow:
+        fill(Tap(slow), "p1")
+        assert [publish(outbox) for _ in range(3)] == [[], [], []]
+        slow.commit()
+    assert publish(outbox) == ["p1"]
+
+
 def test_reading_begins_above_what_was_published(outbox: PostgresOutbox, tap: Tap) -> None:
     """Else each look would go over all that was deleted and not vacuumed yet."""
     fill(tap, *(f"p{n}" for n in range(1, 101)))
