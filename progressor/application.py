@@ -3,6 +3,7 @@
 Root (one_for_one)
 |- database NAME (rest_for_one)       writer, lease keeper, listener
 |- namespace NAME (one_for_all)       scheduler, worker pool, scanner, zombie collector
+|- notifier NAME                      publishes the outbox of a namespace
 |- http                               metrics, health, the Automaton, the native service
 |- thrift                             the native service
 """
@@ -20,18 +21,20 @@ from dataclasses import asdict, dataclass
 from threading import Event
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from prometheus_client import generate_latest
 
 from progressor import config as configuration
 from progressor import modernizer, processor
 from progressor.api import Client, Engine, Namespace
-from progressor.config import Config, NamespaceConfig
+from progressor.config import Config, KafkaClientConfig, NamespaceConfig, NotifierConfig, OnDeadLetter
 from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories
 from progressor.engine.lease import Lease, LeaseKeeper
 from progressor.engine.messages import Announced, Drain, Load, LoadFigures, Settle
+from progressor.engine.notifier import Notifier, Standing
+from progressor.engine.ports import Publisher, Streams
 from progressor.engine.ready import ReadyQueue
 from progressor.engine.scanner import Scanner
 from progressor.engine.scheduler import Scheduler
@@ -68,6 +71,7 @@ from progressor.storage import migrate
 from progressor.storage.committer import Committer
 from progressor.storage.leases import PostgresLeases
 from progressor.storage.listener import Listener
+from progressor.storage.outbox import PostgresOutbox
 from progressor.storage.pool import Pool
 from progressor.storage.postgres import Pools, PostgresStorage
 
@@ -81,6 +85,8 @@ DRAIN_POLL = 0.02
 MODERNIZERS = 4
 """Requests to modernize that run at the same time; each takes long, and waits for the modernizer most of it."""
 RESTARTS, RESTART_PERIOD = 10, 60.0
+MakePublisher: TypeAlias = Callable[[str, KafkaClientConfig, NotifierConfig], Publisher]
+"""Of the namespace of this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,11 @@ class Node:
     """A node of the cluster. `with Node.from_config(...) as node:` runs it; `node.client` has the verbs."""
 
     def __init__(
-        self, config: Config, listeners: Mapping[str, socket.socket] | None = None, pages: Pages | None = None
+        self,
+        config: Config,
+        listeners: Mapping[str, socket.socket] | None = None,
+        pages: Pages | None = None,
+        make_publisher: MakePublisher = producer.KafkaPublisher,
     ) -> None:
         """Nothing is started. Raises ConfigError: no such processor or modernizer, a setting that librdkafka refuses.
 
@@ -115,6 +125,10 @@ class Node:
         self._tokens = Tokens()
         self._databases = {db.name: db for db in _databases(config)}
         self._storages = {name: self._storage(ns) for name, ns in config.namespaces.items()}
+        self._make_publisher = make_publisher
+        self._notifiers = {ns.name: ns.notifier for ns in config.namespaces.values() if ns.notifier is not None}
+        self._standings = {name: Standing() for name in self._notifiers}
+        self._stopping = Event()
         self._root: Ref | None = None
         self._draining = False
         self._failed = Event()
@@ -142,6 +156,7 @@ class Node:
     def start(self) -> None:
         """Raises StorageUnavailable, or SchemaOutdated when migrations are not enabled."""
         _warn_of_settings_without_effect(self._config)
+        self._stopping.clear()
         if self._config.migration_enabled:
             self.migrate()
         for db in self._databases.values():
@@ -166,6 +181,7 @@ class Node:
             return
         if drain:
             self._drain()
+        self._stopping.set()
         self._close_pools()  # else an actor that waits for a connection would hold up the stop
         self._root.stop(math.inf)
         self._root = None
@@ -205,6 +221,8 @@ class Node:
                     expected=figures.expected,
                     waiting_callers=figures.waiting_callers,
                 )
+        for ns, standing in self._standings.items():
+            self.metrics.namespace(ns).outbox(leads=standing.leads, **asdict(standing.backlog))
         for db in self._databases.values():
             self.metrics.database(db.name, db.lease.age, db.pools)
         return generate_latest(self.metrics.registry)
@@ -215,6 +233,7 @@ class Node:
         children = [
             *(ChildSpec(f"database {name}", self._of_database(db)) for name, db in self._databases.items()),
             *(ChildSpec(f"namespace {ns.name}", self._of_namespace(ns)) for ns in self._config.namespaces.values()),
+            *(ChildSpec(f"notifier {name}", self._notifier(name, found)) for name, found in self._notifiers.items()),
         ]
         if self._config.listen.http is not None:
             children.append(ChildSpec("http", self._http(self._config.listen.http)))
@@ -225,6 +244,10 @@ class Node:
     def _of_database(self, db: _Database) -> Callable[[], Supervisor]:
         config, directory, lease = self._config, self._directory, db.lease
         patience = config.lease_timeout / 2
+        streams = {
+            name: Streams(notifier.topic is not None, notifier.lifecycle_topic is not None)
+            for name, notifier in self._notifiers.items()
+        }
 
         def keeper() -> Actor:
             leases = PostgresLeases(db.conninfo, patience)
@@ -240,7 +263,7 @@ class Node:
             )
 
         def writer() -> Actor:
-            return Writer(db.name, lambda: Committer(db.conninfo, {}), lease, directory, self.metrics)
+            return Writer(db.name, lambda: Committer(db.conninfo, streams), lease, directory, self.metrics)
 
         def listener() -> Actor:
             return Listener(db.conninfo, lambda: lease.epoch, self._announce)
@@ -251,7 +274,7 @@ class Node:
         return lambda: Supervisor(children, strategy=Strategy.REST_FOR_ONE, intensity=RESTARTS, period=RESTART_PERIOD)
 
     def _of_namespace(self, ns: NamespaceConfig) -> Callable[[], Supervisor]:
-        db = self._databases[self._config.pools[ns.storage.pool].database]
+        db = self._database_of(ns.name)
         storage = self._storages[ns.name]
         directory, tokens, timer = self._directory, self._tokens, self._timer
         metrics = self.metrics.namespace(ns.name)
@@ -325,6 +348,24 @@ class Node:
         ]
         return lambda: Supervisor(children, strategy=Strategy.ONE_FOR_ALL, intensity=RESTARTS, period=RESTART_PERIOD)
 
+    def _notifier(self, name: str, notifier: NotifierConfig) -> Callable[[], Actor]:
+        db = self._database_of(name)
+
+        def actor() -> Actor:
+            return Notifier(
+                name,
+                PostgresOutbox(db.conninfo, name, holds_back=notifier.on_dead_letter is OnDeadLetter.WAIT),
+                self._make_publisher(name, self._config.kafka[notifier.client], notifier),
+                db.lease,
+                self._standings[name],
+                self._stopping,
+                self._directory,
+                self._timer,
+                self.metrics.namespace(name),
+            )
+
+        return actor
+
     def _http(self, address: tuple[str, int]) -> Callable[[], Actor]:
         def announce(bound: tuple[str, int]) -> None:
             self.http_address = bound
@@ -355,8 +396,11 @@ class Node:
 
     # Its parts
 
+    def _database_of(self, ns: str) -> _Database:
+        return self._databases[self._config.pools[self._config.namespaces[ns].storage.pool].database]
+
     def _storage(self, ns: NamespaceConfig) -> PostgresStorage:
-        pools = self._databases[self._config.pools[ns.storage.pool].database].pools
+        pools = self._database_of(ns.name).pools
         names = ns.storage
         return PostgresStorage(Pools(pools[names.pool], pools[names.scan_pool], pools[names.front_pool]))
 
@@ -383,7 +427,7 @@ class Node:
         )
 
     def _namespace_health(self, ns: str) -> Mapping[str, Any]:
-        lease = self._databases[self._config.pools[self._config.namespaces[ns].storage.pool].database].lease
+        lease = self._database_of(ns).lease
         figures = self._ask(Role.SCHEDULER, ns, Load())
         problems = [
             problem
@@ -396,7 +440,16 @@ class Node:
             if is_there
         ]
         load = asdict(figures) if isinstance(figures, LoadFigures) else {}
-        return {"problems": problems, "epoch": lease.epoch, "lease_age": _seconds(lease.age), "load": load}
+        details = {"problems": problems, "epoch": lease.epoch, "lease_age": _seconds(lease.age), "load": load}
+        return details if ns not in self._standings else {**details, "outbox": self._outbox_health(ns, problems)}
+
+    def _outbox_health(self, ns: str, problems: list[str]) -> Mapping[str, Any]:
+        """What the publisher of a namespace knows of its outbox; the other nodes know nothing."""
+        standing = self._standings[ns]
+        if standing.age > self._notifiers[ns].max_age:
+            problems.append(f"messages have been waiting for {standing.age:.0f} s: {standing.trouble or 'no progress'}")
+        figures = asdict(standing.backlog) if standing.leads else {}
+        return {"publisher": standing.leads, "trouble": standing.trouble, **figures}
 
     def _announce(self, ns: str, tasks: Sequence[int]) -> None:
         self._directory.cast(Role.SCANNER, ns, Announced(tasks))
@@ -433,6 +486,8 @@ class Node:
             for ns in db.namespaces:  # it hands back what did not begin, if there is a database to take it
                 left = deadline - monotonic() if db.lease.is_valid else 0.0
                 self._ask(Role.SCANNER, ns, Settle(), max(HEALTH_PATIENCE, left))
+        for ns in self._notifiers:
+            self._ask(Role.NOTIFIER, ns, Settle(), max(HEALTH_PATIENCE, deadline - monotonic()))
 
     def _leave_shared_ports(self) -> None:
         """Who comes now is for the other processes."""
@@ -505,8 +560,6 @@ def _databases(config: Config) -> Iterable[_Database]:
 
 def _warn_of_settings_without_effect(config: Config) -> None:
     for ns in config.namespaces.values():
-        if ns.notifier is not None:
-            logger.warning("namespace %s: this version has no notifier, nothing is published", ns.name)
         if ns.storage.cache is not None:
             logger.warning("namespace %s: this version has no cache, reads go to the database", ns.name)
 

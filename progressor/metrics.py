@@ -39,6 +39,17 @@ class Metrics:
         )
         self.process_removing = self._duration("progressor_process_removing", "Removals, to their commit")
         self.notification = self._duration("progressor_notification", "Publications", "notification_type")
+        self.published = self._counter(
+            "progressor_messages_published", "Messages that the broker acknowledged", "notification_type"
+        )
+        self.parked = self._counter("progressor_messages_parked", "Messages that the broker can never have")
+        self.failed_publications = self._counter("progressor_publications_failed", "Attempts that ended in an outage")
+        self.publish_latency = self._duration("progressor_publish", "From the commit to the acknowledgement")
+        self.outbox_depth = self._gauge("progressor_outbox_depth", "About how many messages are not published")
+        self.outbox_age = self._gauge("progressor_outbox_age_seconds", "How long the oldest of them has been waiting")
+        self.outbox_leads = self._gauge("progressor_outbox_publisher", "Whether this node is the one that publishes")
+        self.dead_letters = self._gauge("progressor_dead_letters", "Messages that were refused and are kept")
+        self.held_messages = self._gauge("progressor_dead_letters_waiting", "Messages that wait behind a dead letter")
         self.busy_workers = self._gauge("progressor_workers_busy", "Workers that run a step")
         self.free_workers = self._gauge("progressor_workers_free", "Workers that wait")
         self.ready_tasks = self._gauge("progressor_tasks_ready", "Tasks that wait for a worker")
@@ -138,6 +149,8 @@ class NamespaceMetrics:
         self._fenced = metrics.fenced_completions.labels(ns)
         self._zombies = metrics.zombie_tasks.labels(ns)
         self._retries = metrics.retries.labels(ns)
+        self._parked = metrics.parked.labels(ns)
+        self._failed_publications = metrics.failed_publications.labels(ns)
         self._hung = metrics.hung_workers.labels(ns)
 
     def prepared(self, operation: str, seconds: float) -> None:
@@ -172,6 +185,28 @@ class NamespaceMetrics:
 
     def hung(self) -> None:
         self._hung.inc()
+
+    def published(self, events: int, lifecycle: int, seconds: float, waited: float) -> None:
+        """A portion was published in `seconds`, whose first message had been waiting for so long before."""
+        for kind, count in (("event", events), ("lifecycle", lifecycle)):
+            if count:
+                self._observe(self._metrics.notification, kind, seconds)
+                self._metrics.published.labels(self._ns, kind).inc(count)
+        if events or lifecycle:
+            self._metrics.publish_latency.labels(self._ns).observe((waited + seconds) * 1000)
+
+    def parked(self) -> None:
+        self._parked.inc()
+
+    def publication_failed(self) -> None:
+        self._failed_publications.inc()
+
+    def outbox(self, *, leads: bool, depth: int, age: float, dead_letters: int, waiting: int) -> None:
+        self._metrics.outbox_leads.labels(self._ns).set(leads)
+        self._metrics.outbox_depth.labels(self._ns).set(depth)
+        self._metrics.outbox_age.labels(self._ns).set(age)
+        self._metrics.dead_letters.labels(self._ns).set(dead_letters)
+        self._metrics.held_messages.labels(self._ns).set(waiting)
 
     def workers(self, busy: int, free: int) -> None:
         self._metrics.busy_workers.labels(self._ns).set(busy)

@@ -14,6 +14,7 @@ class Role(StrEnum):
     WORKER_POOL = auto()
     SCANNER = auto()
     ZOMBIE_COLLECTOR = auto()
+    NOTIFIER = auto()
 
 
 class Directory:
@@ -35,3 +36,9 @@ class Directory:
         """False when nobody plays the role just now."""
         ref = self._refs.get((role, owner))
         return ref is not None and ref.cast(message)
+
+    def nudge(self, role: Role, owner: str, message: object) -> None:
+        """A cast to somebody who will look around, unless a message waits already that makes him do so."""
+        ref = self._refs.get((role, owner))
+        if ref is not None and not ref.mailbox_length:
+            ref.cast(message)

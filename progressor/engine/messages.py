@@ -140,7 +140,7 @@ class Drain(Call[None]):
     """Take nothing new and hand back what did not begin. What runs may end."""
 
 
-# To the pool, the scanner and the zombie collector
+# To the pool, the scanner, the zombie collector and the notifier
 
 
 @value
@@ -180,3 +180,8 @@ class Settle(Call[None]):
 @value
 class CollectZombies:
     pass
+
+
+@value
+class Publish:
+    """There may be something in the outbox."""

@@ -19,7 +19,7 @@ from progressor.engine import lifecycle
 from progressor.engine.callers import answer
 from progressor.engine.directory import Directory, Role
 from progressor.engine.lease import Lease, LeaseIsLost
-from progressor.engine.messages import Accept, ClaimTasks, Committed, Complete, Settle
+from progressor.engine.messages import Accept, ClaimTasks, Committed, Complete, Publish, Settle
 from progressor.engine.ports import Batch, BatchResult, Claim, Committer, Lost, Refused
 from progressor.errors import LeaseLost, RequestTimeout, StorageRejected, StorageUnavailable
 from progressor.metrics import Metrics
@@ -81,7 +81,7 @@ class Writer(Actor):
                 return
             epoch = self._lease.epoch
             try:
-                self._publish(items, self._transact(epoch, items, again=again))
+                self._report(items, self._transact(epoch, items, again=again))
                 return
             except StorageUnavailable as error:
                 logger.warning("%d items wait: %s", len(items), error)
@@ -151,7 +151,7 @@ class Writer(Actor):
             case ClaimTasks(ns, claims):
                 self._tell(ns, Committed(claimed=[(claim, None) for claim in claims]))
 
-    def _publish(self, items: Sequence[Item], results: Mapping[str, BatchResult]) -> None:
+    def _report(self, items: Sequence[Item], results: Mapping[str, BatchResult]) -> None:
         for ns, group in _by_namespace(items).items():
             result = results[ns]
             self._tell(
@@ -163,6 +163,7 @@ class Writer(Actor):
                     result.ended,
                 ),
             )
+            self._directory.nudge(Role.NOTIFIER, ns, Publish())
 
     def _tell(self, ns: str, committed: Committed) -> None:
         if not self._directory.cast(Role.SCHEDULER, ns, committed):
