@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from thrift.protocol.TBinaryProtocol import TBinaryProtocol
 from thrift.transport.TTransport import TMemoryBuffer
 
 from progressor.rpc.gen.event_sink.ttypes import MachineEvent, SinkEvent
 from progressor.rpc.gen.lifecycle_sink.ttypes import LifecycleEvent
+from tests.eventually import eventually
 
 T = TypeVar("T")
+WITHOUT_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 PATIENCE = 30
 """Seconds that a broker may take to answer."""
 
@@ -34,13 +38,32 @@ class Record:
         return _decode(LifecycleEvent, self.value)
 
 
-def read(endpoint: str, topic: str) -> list[Record]:
-    """All that is in the topic now, each partition in its order."""
+@contextmanager
+def _consumer(endpoint: str) -> Iterator[Consumer]:
     consumer = Consumer({"bootstrap.servers": endpoint, "group.id": "tests", "enable.auto.commit": False})
     try:
-        return _read(consumer, topic)
+        yield consumer
     finally:
         consumer.close()
+
+
+def read(endpoint: str, topic: str) -> list[Record]:
+    """All that is in the topic now, each partition in its order."""
+    with _consumer(endpoint) as consumer:
+        ends = _ends(consumer, topic)
+        consumer.assign([TopicPartition(topic, number, 0) for number in ends])
+        records: list[Record] = []
+        while len(records) < sum(ends.values()):
+            messages = consumer.consume(min(10_000, sum(ends.values()) - len(records)), PATIENCE)
+            assert messages, f"{len(records)} of {sum(ends.values())} records of {topic}"
+            records += [_record(message) for message in messages]
+    return sorted(records, key=lambda record: (record.partition, record.offset))
+
+
+def size(endpoint: str, topic: str) -> int:
+    """How many records the topic has."""
+    with _consumer(endpoint) as consumer:
+        return sum(_ends(consumer, topic).values())
 
 
 def without_repeats(records: Sequence[Record]) -> list[MachineEvent]:
@@ -60,17 +83,21 @@ def by_process(events: Sequence[MachineEvent]) -> dict[str, list[int]]:
     return found
 
 
-def _read(consumer: Consumer, topic: str) -> list[Record]:
+def _ends(consumer: Consumer, topic: str) -> dict[int, int]:
+    """Behind the last record of each partition."""
     partitions = consumer.list_topics(topic, PATIENCE).topics[topic].partitions
-    ends = {number: consumer.get_watermark_offsets(TopicPartition(topic, number), PATIENCE)[1] for number in partitions}
-    consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
-    left = sum(ends.values())
-    records: list[Record] = []
-    while len(records) < left:
-        messages = consumer.consume(min(left, 10_000), PATIENCE)
-        assert messages, f"{len(records)} of {left} records of {topic}"
-        records += [_record(message) for message in messages]
-    return sorted(records, key=lambda record: (record.partition, record.offset))
+    found = {number: eventually(partial(_watermarks, consumer, TopicPartition(topic, number))) for number in partitions}
+    return {number: watermarks[1] for number, watermarks in found.items() if watermarks is not None}
+
+
+def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int] | None:
+    """None while the partition has no leader, as for a moment after its making or a broker's start."""
+    try:
+        return consumer.get_watermark_offsets(partition, PATIENCE)
+    except KafkaException as failure:
+        if failure.args[0].code() not in WITHOUT_LEADER:
+            raise
+        return None
 
 
 def _record(message: Any) -> Record:

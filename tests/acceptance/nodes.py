@@ -45,8 +45,9 @@ def config(
     node: Mapping[str, Any] | None = None,
     namespace: Mapping[str, Any] | None = None,
     http: str = FREE_PORT,
+    kafka: str | None = None,
 ) -> dict[str, Any]:
-    """One namespace, `NS`, with one worker that passes the gates of `processors.gated`."""
+    """One namespace, `NS`, with one worker that passes the gates of `processors.gated`. `kafka` is the client "k"."""
     return {
         "progressor": {
             "lease_timeout": 2,
@@ -80,6 +81,7 @@ def config(
             n: {"database": "db", "size": 3} for n in ("default_pool", "default_scan_pool", "default_front_pool")
         },
         "listen": {"http": http},
+        **({} if kafka is None else {"kafka": {"clients": {"k": {"endpoints": [kafka]}}}}),
     }
 
 

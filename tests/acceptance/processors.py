@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event as Signal
 from typing import Any
 
-from progressor import Event, Intent, ModernizeRequest, ProcessorError, SetTimer, StepRequest, now, seconds
-from progressor.rpc import values
+from progressor import Event, Intent, ProcessorError, Remove, SetTimer, StepRequest, now, seconds
 
 
 def gated(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
@@ -23,32 +23,28 @@ def gated(request: StepRequest, options: Mapping[str, Any], context: bytes) -> I
 
 
 def talk(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
-    """Does what its arguments say; what is no JSON becomes an event and the response."""
+    """Does what its arguments say, or without any the state; what is no JSON becomes an event and the response."""
     try:
-        told = json.loads(request.args)
+        told = json.loads(request.args or request.process.aux_state or b"")
     except ValueError:
         return Intent([Event(request.args)], response=request.args)
     if "fail" in told:
         raise ProcessorError(told["fail"])
+    if "hang" in told:
+        Path(told["hang"]).touch()
+        Signal().wait()
     response = context if "context" in told else None
     if "echo" in told:
         response = ",".join(str(event.event_id) for event in request.process.history).encode()
     return Intent(
-        [Event(b"event", {"format_version": 1}) for _ in range(told.get("events", 0))],
+        [Event(b"event" * told.get("size", 1), {"format_version": 1}) for _ in range(told.get("events", 0))],
         aux_state=told["aux"].encode() if "aux" in told else None,
         response=response,
-        action=SetTimer(now() + seconds(told["timer"])) if "timer" in told else None,
+        action=_action(told),
     )
 
 
-def versioned(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
-    """Leaves the events that it is told: pairs of payload and metadata."""
-    told = json.loads(values.load(request.args).bin)
-    return Intent([Event(payload.encode(), metadata) for payload, metadata in told])
-
-
-def newer(request: ModernizeRequest, options: Mapping[str, Any], context: bytes) -> Event:
-    """A modernizer in Python."""
-    if request.event.payload == b"defect":
-        raise ValueError("no idea")
-    return Event(request.event.payload.upper(), {**request.event.metadata, "format_version": 2})
+def _action(told: Mapping[str, Any]) -> SetTimer | Remove | None:
+    if "timer" in told:
+        return SetTimer(now() + seconds(told["timer"]), remove="remove" in told)
+    return Remove() if "remove" in told else None
