@@ -7,6 +7,7 @@ or does not read its answers, costs its own connection only, and not for long.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 import struct
@@ -16,6 +17,7 @@ from contextlib import suppress
 from threading import Thread
 
 import uvloop
+from prometheus_client import Counter
 
 from progressor.config import Limits, TlsConfig
 from progressor.metrics import RequestMetrics
@@ -27,8 +29,6 @@ from progressor.rpc.listener import bound, listen, tls_context
 
 PORT = "thrift"
 HEAD = struct.Struct(">i")
-BROKEN = (DecodeError, EOFError, TimeoutError, OSError)
-"""What ends a connection: the client's mistakes, its silence, and the network's."""
 
 Service = Callable[[bytes, Caller], Awaitable[bytes]]
 """A message and who sent it; the reply. Raises DecodeError. Cancelled it may still reply."""
@@ -115,7 +115,7 @@ class TcpServer(Actor):
         if len(self._connections) >= self._limits.connections or self._leaving.is_set():
             writer.transport.abort()
             return
-        connection = _Connection(reader, writer, self._service, self._limits, self._leaving)
+        connection = _Connection(reader, writer, self._service, self._limits, self._leaving, self._refused)
         self._connections.add(connection)
         self._open.inc()
         try:
@@ -123,11 +123,13 @@ class TcpServer(Actor):
             writer.close()
         except asyncio.CancelledError:  # the server stops; one that is let out makes asyncio complain
             writer.transport.abort()
-        except BROKEN as error:
-            if isinstance(error, DecodeError | TimeoutError):
-                self._refused.inc()
+        except DecodeError:
+            self._refused.inc()
+            writer.transport.abort()
+        except (EOFError, OSError):
             writer.transport.abort()
         finally:
+            connection.forget()
             self._open.dec()
             self._connections.discard(connection)
 
@@ -141,8 +143,16 @@ class TcpServer(Actor):
 
 
 class _Connection:
+    """Looks every `stall_timeout` whether what it expects of its client comes in time."""
+
     def __init__(
-        self, reader: StreamReader, writer: StreamWriter, service: Service, limits: Limits, leaving: asyncio.Event
+        self,
+        reader: StreamReader,
+        writer: StreamWriter,
+        service: Service,
+        limits: Limits,
+        leaving: asyncio.Event,
+        stalled: Counter,
     ) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
@@ -152,42 +162,53 @@ class _Connection:
         self._service = service
         self._limits = limits
         self._leaving = leaving
-        self._is_idle = False
+        self._stalled = stalled
         self._caller = Caller(peer_names(writer.transport))
+        self._is_idle = False
+        self._deadline = math.inf
+        self._loop = asyncio.get_running_loop()
+        self._look()
         writer.transport.set_write_buffer_limits(high=0)  # else the last answers wait for ever in our memory
 
     async def serve(self) -> None:
-        """Until one of the two ends has enough. Raises one of BROKEN."""
-        while not self._leaving.is_set() and (message := await self._read()) is not None:
-            await self._write(await self._service(message, self._caller))
-            if self._caller.is_refused:
-                return
+        """Until the client has gone, or one of the two ends has enough. Raises DecodeError, EOFError and OSError."""
+        while not self._leaving.is_set() and not self._caller.is_refused:
+            message = await self._read()
+            self._deadline = math.inf
+            reply = await self._service(message, self._caller)
+            await self._write(reply)
 
     def end_if_idle(self) -> None:
         if self._is_idle:
             self._writer.close()  # which ends the waiting, as the client's end does
 
-    async def _read(self) -> bytes | None:
-        """None: the client has gone, or is silent."""
+    def forget(self) -> None:
+        self._watch.cancel()
+
+    async def _read(self) -> bytes:
         self._is_idle = True
-        try:
-            async with asyncio.timeout(self._limits.idle_timeout):
-                begin = await self._reader.read(1)
-        except TimeoutError:
-            return None
-        finally:
-            self._is_idle = False
-        if not begin:
-            return None
-        async with asyncio.timeout(self._limits.stall_timeout):
-            (size,) = HEAD.unpack(begin + await self._reader.readexactly(HEAD.size - 1))
-            if not 0 < size <= self._limits.request_bytes:
-                raise DecodeError("no frame, or too large a one")
-            return await self._reader.readexactly(size)
+        self._expect(self._limits.idle_timeout)
+        (size,) = HEAD.unpack(await self._reader.readexactly(HEAD.size))
+        self._is_idle = False
+        if not 0 < size <= self._limits.request_bytes:
+            raise DecodeError("no frame, or too large a one")
+        self._expect(self._limits.stall_timeout)
+        return await self._reader.readexactly(size)
 
     async def _write(self, reply: bytes) -> None:
         if self._writer.is_closing():
             raise ConnectionResetError
+        self._expect(self._limits.stall_timeout)
         self._writer.write(HEAD.pack(len(reply)) + reply)
-        async with asyncio.timeout(self._limits.stall_timeout):
-            await self._writer.drain()
+        await self._writer.drain()
+
+    def _expect(self, seconds: float) -> None:
+        self._deadline = self._loop.time() + seconds
+
+    def _look(self) -> None:
+        if self._loop.time() >= self._deadline:
+            if not self._is_idle:
+                self._stalled.inc()
+            self._writer.transport.abort()
+            return
+        self._watch = self._loop.call_later(self._limits.stall_timeout, self._look)

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from bench import proc
-from bench.load import Load, Operation
+from bench.load import Load, Operation, Verbs
 from bench.meter import Figures, Meter, Period
 from bench.sampler import Sampler
 from progressor import LocalClient, Node
@@ -129,7 +129,7 @@ class Bench:
         end = self.meter.read(self.engine_pid)
         measured.period = Period(begin, end, proc.family_memory(self.engine_pid))
 
-    def measure(self, client: LocalClient, clients: int, operation: Operation) -> Figures:
+    def measure(self, client: Verbs, clients: int, operation: Operation) -> Figures:
         """Operations a second of so many clients who do one after the other, their latencies and their costs."""
         with Load(client, clients, operation) as load:
             sleep(self.warm_up)

@@ -1,7 +1,6 @@
 """Clients who do one operation after the other, and how long each takes.
 
-They are threads of the engine's process and use its own verbs. A client in another process, over the network, would be
-given to the operations as another `Verbs`.
+They are threads, of the engine's process and with its own verbs, or of another one and with verbs over the network.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def processes(bench: Bench) -> Figures:
 
 def _steps(bench: Bench, engines: int) -> tuple[Figures, list[int], Figures]:
     """The steps of so many engines, how many processes each has, and what it costs."""
-    with _node(bench, engines):
+    with running(bench, bench.config("Loop", task_scan_timeout=SCAN), engines):
         for portion in range(PORTIONS):
             bench.rows(_PUT, str(portion), PROCESSES // PORTIONS)
             sleep(PAUSE)
@@ -69,11 +69,12 @@ def _steps(bench: Bench, engines: int) -> tuple[Figures, list[int], Figures]:
 
 
 @contextmanager
-def _node(bench: Bench, engines: int) -> Iterator[None]:
+def running(bench: Bench, settings: Mapping[str, Any], engines: int = 1) -> Iterator[None]:
+    """A `progressor-node` in a process of its own, which is the engine that is measured."""
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory, "sys.toml")
         config.touch(mode=0o600)
-        config.write_text(toml(bench.config("Loop", task_scan_timeout=SCAN)))
+        config.write_text(toml(settings))
         command = [sys.executable, "-m", "progressor.node", "--config", str(config), "--log-level", "warning"]
         if engines > 1:
             command += ["--processes", str(engines)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bench.job import NS, Progress
 from bench.meter import Figures
-from progressor import LocalClient
+from progressor import Client, LocalClient
 
 
-def init_all(client: LocalClient, processes: int, args: bytes = b"") -> None:
+def init_all(client: LocalClient | Client, processes: int, args: bytes = b"") -> None:
     for future in [client.future.init(ns=NS, id=f"p{n}", args=args) for n in range(processes)]:
         future.result()
 

@@ -15,7 +15,7 @@ from random import Random
 from time import monotonic, sleep
 from typing import TypeAlias
 
-from bench import idle, nodes, soak
+from bench import idle, nodes, remote, soak
 from bench.job import NS, Bench
 from bench.load import Load, Verbs, latency_figures
 from bench.meter import Figures
@@ -192,6 +192,8 @@ def _workloads() -> Iterator[Workload]:
         yield Workload(f"init-{clients}", partial(init, clients=clients))
     for clients in (50, 1):
         yield Workload(f"call-{clients}", partial(call, clients=clients, processes=1000))
+    yield Workload("call-tcp-50", partial(remote.call, clients=50, processes=1000, transport="thrift"))
+    yield Workload("call-woody-50", partial(remote.call, clients=50, processes=1000, transport="woody"))
     yield Workload("call-hot", partial(call, clients=50, processes=1))
     for events in (10, 1000):
         yield Workload(f"get-{events}", partial(get, clients=50, events=events), keeps_database=True)
