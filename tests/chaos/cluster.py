@@ -179,7 +179,8 @@ class NodeProcess:
 
 
 class Cluster:
-    """Nodes on one database. `settings`: more keys of `[progressor]`; `defaults`: of `[progressor.defaults]`.
+    """Nodes on one database. `settings`: more keys of `[progressor]`; `defaults`: of `[progressor.defaults]`; `kafka`:
+    the endpoint of a client "kafka".
 
     The processes have a control socket and a client, unless they are `plain`: then they are `progressor-node` itself.
     """
@@ -190,9 +191,11 @@ class Cluster:
         *,
         settings: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
+        kafka: str | None = None,
         plain: bool = False,
     ) -> None:
         self.conninfo = dict(conninfo)
+        self._kafka = {} if kafka is None else {"clients": {"kafka": {"endpoints": [kafka]}}}
         self._plain = plain
         self._settings = {
             "lease_timeout": LEASE,
@@ -283,6 +286,7 @@ class Cluster:
             },
             "pools": {pool: {"database": "progressor_db", "size": size} for pool, size in pools.items()},
             "listen": {"http": "127.0.0.1:0"} if http else {},
+            "kafka": self._kafka,
         }
 
     # Gates of the processor
