@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from threading import Event
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from progressor import checks
 from progressor.engine import modernization
 from progressor.engine.directory import Directory, Role
 from progressor.engine.messages import Accept, AwaitInit, Expect
-from progressor.engine.ports import Request, Selection, Storage
+from progressor.engine.ports import Cache, Request, Selection, Storage
 from progressor.engine.tokens import Tokens
 from progressor.errors import (
     NamespaceNotFound,
@@ -37,8 +38,9 @@ from progressor.otp import Timer, TimerHandle
 from progressor.verbs import FutureVerbs, Verbs
 
 T = TypeVar("T")
-INIT_POLL = 0.25
-"""Seconds between looks at a process whose init runs on another node."""
+READ_PAUSE = 0.25
+"""Seconds between looks at a process that is not yet as the reader wants it."""
+EVERYTHING = Range()
 KIND = "kind"
 STOPPING = f"{StorageUnavailable.text}: the node stops or restarts"
 
@@ -53,6 +55,7 @@ class Namespace:
     patience: float
     """A request waits no longer than this many seconds."""
     modernizer: Modernizer | None = None
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,10 @@ class Engine:
     health: Callable[[Sequence[str]], tuple[Health, Mapping[str, Any]]]
 
     def namespace(self, name: str) -> Namespace:
-        checks.text("ns", name)
         try:
             return self.namespaces[name]
-        except KeyError:
+        except (KeyError, TypeError):  # TypeError: it cannot be a key
+            checks.text("ns", name)
             raise NamespaceNotFound from None
 
 
@@ -222,23 +225,36 @@ def get(
     process_id: str,
     range_: Range | None,
     *,
-    cache: bool,  # noqa: ARG001 - there is none yet
+    cache: bool,
     at_least_event_id: int | None,
     timeout: float | None,
 ) -> Process:
     namespace = engine.namespace(ns)
     checks.process_id(process_id)
-    wanted = checks.range_(range_)
+    wanted = EVERYTHING if range_ is None else checks.range_(range_)
     checks.event_id("at_least_event_id", at_least_event_id)
+    least = at_least_event_id or 0
     deadline = monotonic() + _patience(namespace, timeout)
+    cached = namespace.cache if cache else None
+    if cached is not None:
+        found = cached.look(process_id, wanted, least)
+        if found is not None and found.status != ProcessStatus.INIT:
+            return found
+    read = partial(namespace.storage.get, ns) if cached is None else cached.read
+    missing = "the process was not read"
     while (left := deadline - monotonic()) > 0:
-        process = namespace.storage.get(ns, process_id, wanted, left)
+        process = read(process_id, wanted, left)
         if process is None:
             raise ProcessNotFound
-        if process.status != ProcessStatus.INIT:
+        if process.status == ProcessStatus.INIT:
+            missing = "the init of the process has not ended"
+            _await_init(engine, ns, process_id, min(READ_PAUSE, deadline - monotonic()))
+        elif process.last_event_id < least:
+            missing = f"the process has no event {least}"
+            Event().wait(min(READ_PAUSE, max(0.0, deadline - monotonic())))
+        else:
             return process
-        _await_init(engine, ns, process_id, min(INIT_POLL, deadline - monotonic()))
-    raise RequestTimeout("timeout: the init of the process has not ended")
+    raise RequestTimeout(f"timeout: {missing}")
 
 
 def _await_init(engine: Engine, ns: str, process_id: str, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 Root (one_for_one)
 |- database NAME (rest_for_one)       writer, lease keeper, listener
+|- cache NAME (one_for_one)           replication, keeper (if a namespace is cached)
 |- namespace NAME (one_for_all)       scheduler, worker pool, scanner, zombie collector
 |- notifier NAME                      publishes the outbox of a namespace
 |- http                               metrics, health, the Automaton, the native service
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from threading import Event
 from time import monotonic
 from types import TracebackType
@@ -28,6 +30,12 @@ from prometheus_client import generate_latest
 from progressor import config as configuration
 from progressor import modernizer, processor
 from progressor.api import Client, Engine, Namespace
+from progressor.cache import prerequisites, publication
+from progressor.cache.cache import Cache, Memory
+from progressor.cache.collector import CacheCollector
+from progressor.cache.feed import Feed
+from progressor.cache.keeper import CacheKeeper
+from progressor.cache.replication import Replication
 from progressor.config import Config, KafkaClientConfig, NamespaceConfig, NotifierConfig, OnDeadLetter
 from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories
@@ -129,6 +137,9 @@ class Node:
         self._notifiers = {ns.name: ns.notifier for ns in config.namespaces.values() if ns.notifier is not None}
         self._standings = {name: Standing() for name in self._notifiers}
         self._stopping = Event()
+        self._memory = Memory(config.cache_max_bytes)
+        self._feeds = self._fed_by()
+        self.metrics.registry.register(CacheCollector(self._feeds, self._memory))
         self._root: Ref | None = None
         self._draining = False
         self._failed = Event()
@@ -152,15 +163,24 @@ class Node:
     def migrate(self) -> None:
         for db in self._databases.values():
             migrate.migrate(db.conninfo, db.namespaces)
+        for ns in self._config.namespaces.values():
+            if ns.storage.cache is not None:
+                publication.publish(self._database_of(ns.name).conninfo, [ns.name])
+
+    def check_feeds(self) -> None:
+        """Raises CacheUnavailable when a database cannot feed the caches, StorageUnavailable."""
+        for name, feed in self._feeds.items():
+            prerequisites.prepare(self._config.databases[name].conninfo(), list(feed.caches))
 
     def start(self) -> None:
-        """Raises StorageUnavailable, or SchemaOutdated when migrations are not enabled."""
-        _warn_of_settings_without_effect(self._config)
+        """Raises StorageUnavailable, SchemaOutdated when migrations are not enabled, and CacheUnavailable."""
         self._stopping.clear()
         if self._config.migration_enabled:
             self.migrate()
         for db in self._databases.values():
             migrate.check(db.conninfo, db.namespaces)
+        self.check_feeds()
+        for db in self._databases.values():
             for pool in db.pools.values():
                 pool.open()
         self._timer = Timer()
@@ -232,6 +252,7 @@ class Node:
     def _tree(self) -> Supervisor:
         children = [
             *(ChildSpec(f"database {name}", self._of_database(db)) for name, db in self._databases.items()),
+            *(ChildSpec(f"cache {name}", self._of_feed(name, feed)) for name, feed in self._feeds.items()),
             *(ChildSpec(f"namespace {ns.name}", self._of_namespace(ns)) for ns in self._config.namespaces.values()),
             *(ChildSpec(f"notifier {name}", self._notifier(name, found)) for name, found in self._notifiers.items()),
         ]
@@ -272,6 +293,15 @@ class Node:
         # what the node had in its hands is taken over, and nothing waits for what will not come.
         children = [ChildSpec("writer", writer), ChildSpec("lease", keeper), ChildSpec("listener", listener)]
         return lambda: Supervisor(children, strategy=Strategy.REST_FOR_ONE, intensity=RESTARTS, period=RESTART_PERIOD)
+
+    def _of_feed(self, name: str, feed: Feed) -> Callable[[], Supervisor]:
+        conninfo, timer = self._config.databases[name].conninfo(), self._timer
+        pause, idle = self._config.cache_reconnect_timeout / 1000, self._config.cache_cleanup_timeout / 1000
+        children = [
+            ChildSpec("replication", lambda: Replication(conninfo, feed, pause, timer)),
+            ChildSpec("keeper", lambda: CacheKeeper(conninfo, feed, idle, timer)),
+        ]
+        return lambda: Supervisor(children, intensity=RESTARTS, period=RESTART_PERIOD)
 
     def _of_namespace(self, ns: NamespaceConfig) -> Callable[[], Supervisor]:
         db = self._database_of(ns.name)
@@ -399,19 +429,34 @@ class Node:
     def _database_of(self, ns: str) -> _Database:
         return self._databases[self._config.pools[self._config.namespaces[ns].storage.pool].database]
 
+    def _fed_by(self) -> Mapping[str, Feed]:
+        """The caches of the namespaces that have one, by the database that feeds them."""
+        feeds: dict[str, dict[str, Cache]] = {}
+        for name, ns in self._config.namespaces.items():
+            if ns.storage.cache is not None:
+                source = partial(self._storages[name].reading, name)
+                feeds.setdefault(ns.storage.cache, {})[name] = Cache(name, source, self._memory)
+        return {database: Feed(caches) for database, caches in feeds.items()}
+
+    def _feed_of(self, ns: str) -> Feed | None:
+        name = self._config.namespaces[ns].storage.cache
+        return None if name is None else self._feeds[name]
+
     def _storage(self, ns: NamespaceConfig) -> PostgresStorage:
         pools = self._database_of(ns.name).pools
         names = ns.storage
         return PostgresStorage(Pools(pools[names.pool], pools[names.scan_pool], pools[names.front_pool]))
 
     def _engine(self) -> Engine:
+        caches = {name: cache for feed in self._feeds.values() for name, cache in feed.caches.items()}
         namespaces = {
             name: Namespace(
                 name,
-                self._config.pools[ns.storage.pool].database,
+                self._database_of(name).name,
                 self._storages[name],
                 ns.process_step_timeout,
                 self._modernizers.get(name),
+                caches.get(name),
             )
             for name, ns in self._config.namespaces.items()
         }
@@ -427,7 +472,7 @@ class Node:
         )
 
     def _namespace_health(self, ns: str) -> Mapping[str, Any]:
-        lease = self._database_of(ns).lease
+        lease, feed = self._database_of(ns).lease, self._feed_of(ns)
         figures = self._ask(Role.SCHEDULER, ns, Load())
         problems = [
             problem
@@ -440,8 +485,17 @@ class Node:
             if is_there
         ]
         load = asdict(figures) if isinstance(figures, LoadFigures) else {}
-        details = {"problems": problems, "epoch": lease.epoch, "lease_age": _seconds(lease.age), "load": load}
-        return details if ns not in self._standings else {**details, "outbox": self._outbox_health(ns, problems)}
+        details: dict[str, Any] = {
+            "problems": problems,
+            "epoch": lease.epoch,
+            "lease_age": _seconds(lease.age),
+            "load": load,
+        }
+        if ns in self._standings:
+            details["outbox"] = self._outbox_health(ns, problems)
+        if feed is not None:
+            details["cache"] = feed.health
+        return details
 
     def _outbox_health(self, ns: str, problems: list[str]) -> Mapping[str, Any]:
         """What the publisher of a namespace knows of its outbox; the other nodes know nothing."""
@@ -556,12 +610,6 @@ def _databases(config: Config) -> Iterable[_Database]:
                 if pool.database == name
             }
             yield _Database(name, database.conninfo(), namespaces, Lease(config.lease_timeout), pools)
-
-
-def _warn_of_settings_without_effect(config: Config) -> None:
-    for ns in config.namespaces.values():
-        if ns.storage.cache is not None:
-            logger.warning("namespace %s: this version has no cache, reads go to the database", ns.name)
 
 
 def _seconds(value: float) -> float | None:

@@ -146,7 +146,7 @@ class NotifierConfig:
 
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
-    """The three pools are of one database; `cache` names the database that feeds the cache."""
+    """The three pools are of one database; `cache` names it too, or the same one with another role."""
 
     client: str
     pool: str
@@ -189,6 +189,11 @@ class DatabaseConfig:
     username: str
     password: str | None = field(repr=False)
     parameters: Mapping[str, str] = field(repr=False)
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """Where the data are, whoever connects to them."""
+        return self.host, self.port, self.database
 
     def conninfo(self) -> dict[str, Any]:
         """Keyword arguments for `psycopg.connect`, the password among them."""
@@ -447,6 +452,7 @@ def _storage(reader: _Reader, names: _Names) -> StorageConfig:
             cache=reader.optional("cache", _reference("database", "databases", names.databases)),
         )
     _check_one_database(reader, storage, names.pools)
+    _check_cache(reader, storage, names)
     return storage
 
 
@@ -457,6 +463,16 @@ def _check_one_database(reader: _Reader, storage: StorageConfig, pools: Mapping[
         got = " and ".join(map(_shown, databases))
         where = reader.written("pool", "scan_pool", "front_pool")
         reader.problem(None, f"pool, scan_pool and front_pool must be of one database, got {got}", where)
+
+
+def _check_cache(reader: _Reader, storage: StorageConfig, names: _Names) -> None:
+    """A cache is fed by the database of its namespace; by another role, perhaps."""
+    if storage.cache is None or _is_wrong(storage.pool):
+        return
+    fed_by, of = (names.databases.get(name) for name in (storage.cache, names.pools[storage.pool].database))
+    if fed_by is not None and of is not None and fed_by.place != of.place:
+        got = f"{_shown(fed_by.name)}, which is another one than {_shown(of.name)}"
+        reader.problem("cache", f"expected the database of the pools, got {got}", reader.written("cache"))
 
 
 def _database(name: str, reader: _Reader) -> DatabaseConfig:

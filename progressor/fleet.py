@@ -82,11 +82,12 @@ class Fleet:
 
     def start(self) -> None:
         """Migrates, opens the ports and starts the children. Raises StorageUnavailable, SchemaOutdated when it may not
-        migrate, and CannotListen."""
+        migrate, CacheUnavailable, and CannotListen."""
         if self._config.migration_enabled:
             self._node.migrate()
         else:
             _check_schemas(self._config)
+        self._node.check_feeds()
         self._open_ports()
         self._children = [self._spawn(number) for number in range(self._size)]
 

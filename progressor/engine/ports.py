@@ -226,6 +226,30 @@ class Selection:
     changed: tuple[datetime | None, datetime | None] = (None, None)
 
 
+@value
+class Reading:
+    """A process as one snapshot of the database has it; None: it was not there."""
+
+    process: Process | None
+    snapshot: str
+    """PostgreSQL's pg_snapshot."""
+    lsn: int
+    """The end of the WAL when the snapshot had been taken."""
+
+
+class Cache(Protocol):
+    """The processes of a namespace in memory. Thread-safe."""
+
+    def look(self, process_id: str, range: Range, least: int) -> Process | None:
+        """The process if it is in memory and has event `least`, or has it in a moment."""
+
+    def read(self, process_id: str, range: Range, patience: float) -> Process | None:
+        """From the database, within `patience` seconds; it stays in memory then.
+
+        Raises StorageUnavailable and RequestTimeout.
+        """
+
+
 class Committer(Protocol):
     """The write side of a database, used by one writer."""
 
@@ -268,6 +292,9 @@ class Storage(Protocol):
 
     def get(self, ns: str, process_id: str, range: Range, patience: float = ...) -> Process | None:
         """Waits for a connection at most `patience` seconds."""
+
+    def reading(self, ns: str, process_id: str, range: Range, patience: float = ...) -> Reading:
+        """As `get`, with what the cache must know to keep it."""
 
     def timer(self, ns: str, process_id: str) -> datetime | None:
         """When the timer of a process fires; None when it has none, or when it runs."""

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from progressor.engine.ports import BrokenTask, Claimed, Hint, Refused, Selection, Task
+from progressor.engine.ports import BrokenTask, Claimed, Hint, Reading, Refused, Selection, Task
 from progressor.errors import ProcessAlreadyExists, StorageUnavailable
 from progressor.model import (
     Action,
@@ -117,9 +117,14 @@ class PostgresStorage:
         direction, parameters = _slice(process_id, range)
         query = sql.queries(ns)[f"process_{direction}"]
         for row in self._query(self._pools.front, query, parameters, patience):
-            *process, ids, times, tasks, payloads, metadatas = row
-            return _process(process, _events(ids, times, tasks, payloads, metadatas), range)
+            return _process_read(row, range)
         return None
+
+    def reading(self, ns: str, process_id: str, range: Range, patience: float = PATIENCE) -> Reading:
+        direction, parameters = _slice(process_id, range)
+        query = sql.queries(ns)[f"reading_{direction}"]
+        ((snapshot, lsn, *row),) = self._query(self._pools.front, query, parameters, patience)
+        return Reading(None if row[0] is None else _process_read(row, range), snapshot, lsn)
 
     def timer(self, ns: str, process_id: str) -> datetime | None:
         found: list[tuple[datetime]] = self._query(self._pools.front, sql.queries(ns)["timer"], {"id": process_id})
@@ -197,6 +202,11 @@ def _slice(process_id: str, range: Range) -> tuple[str, dict[str, Any]]:
     default = _LAST if backward else 0
     offset = default if range.offset is None else range.offset
     return str(Direction(range.direction)), {"id": process_id, "offset": offset, "limit": range.limit}
+
+
+def _process_read(row: Sequence[Any], range: Range) -> Process:
+    *process, ids, times, tasks, payloads, metadatas = row
+    return _process(process, _events(ids, times, tasks, payloads, metadatas), range)
 
 
 def _process(row: Sequence[Any], history: Sequence[Event], range: Range) -> Process:

@@ -19,8 +19,8 @@ from types import ModuleType
 
 import pytest
 
+from progressor import Node
 from progressor import config as configuration
-from progressor.metrics import Metrics
 from tests.conftest import Database
 
 TOP = Path(__file__).parents[2]
@@ -159,7 +159,8 @@ def test_the_first_two_commands_of_the_readme_run_the_demonstration_and_the_test
 
 
 def test_every_metric_is_explained() -> None:
-    names = {f.name + ("_total" if f.type == "counter" else "") for f in Metrics().registry.collect()}
+    metrics = Node.from_config(TOP / "config/sys.toml").metrics
+    names = {f.name + ("_total" if f.type == "counter" else "") for f in metrics.registry.collect()}
     table = (TOP / "docs/operations.md").read_text().partition("## Metrics")[2].partition("## ")[0]
     assert set(re.findall(r"`(progressor_\w+)`", table)) == names
 

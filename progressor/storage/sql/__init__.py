@@ -59,12 +59,14 @@ def functions(ns: str) -> sql.Composed:
 
 @cache
 def queries(ns: str) -> Mapping[str, bytes]:
-    """The named queries of queries.sql for one namespace; `process` once for each direction, `messages` per source."""
+    """The named queries of queries.sql for one namespace; `process` and `reading` once for each direction, `messages`
+    per source."""
     blocks = re.split(r"^-- name: (\w+)$", files(__package__).joinpath("queries.sql").read_text(), flags=re.MULTILINE)
     templates = dict(zip(blocks[1::2], blocks[2::2], strict=True))
-    process = templates.pop("process")
+    process, reading = templates.pop("process"), templates.pop("reading")
     for direction in _SLICES:
-        templates[f"process_{direction}"] = process.replace("{slice}", templates[direction])
+        whole = templates[f"process_{direction}"] = process.replace("{slice}", templates[direction])
+        templates[f"reading_{direction}"] = reading.replace("{process}", whole)
     messages = templates.pop("messages")
     for source in _MESSAGES:
         templates[source] = messages.replace("{source}", templates[source])

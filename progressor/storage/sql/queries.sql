@@ -30,6 +30,11 @@ left join lateral (
   from ({slice}) slice) e on true
 where p.process_id = %(id)s
 
+-- name: reading
+-- The same with the snapshot that it was read in, and the end of the WAL afterwards; one row even when there is no process.
+select pg_current_snapshot()::text, (pg_current_wal_insert_lsn() - '0/0')::bigint, found.*
+from (values (1)) as always left join ({process}) found on true
+
 -- name: forward
 select event_id, timestamp, task_id, payload, metadata from {events}
 where process_id = %(id)s and event_id > %(offset)s order by event_id limit %(limit)s

@@ -1,0 +1,360 @@
+"""Which processes are in memory, and how a reading of the database becomes one that stays true.
+
+A hit takes no lock and waits for nobody: it finds an entry in a dictionary and slices it. Everything else (what the
+stream brings, readings that come in, what is given up) is short and under one lock.
+
+Invariants, for each process, as long as the stream lasts (docs/adr/0009-cache.md has the argument):
+
+- An entry is what one reading has seen, followed by every transaction of the stream that this reading has not seen.
+- A transaction that is streamed while a reading is under way is kept for it, and applied unless it was seen.
+- A transaction that was streamed before the reading began must have been seen; else the reading is done again. Which
+  ones these can be is known from `_recent`: streamed, and not in any snapshot so far.
+- What was answered from a reading is in memory afterwards, or nothing older is: no reader goes back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import chain
+from threading import Event as Flag
+from threading import Lock
+from time import monotonic
+from typing import TypeAlias
+
+from progressor.cache.entry import Change, Entry
+from progressor.cache.snapshot import Mark, Snapshot
+from progressor.engine.ports import Reading
+from progressor.errors import RequestTimeout
+from progressor.model import Process, Range
+
+STREAM_PATIENCE = 0.05
+"""Seconds to wait for the stream to bring what a reader wants; it lags a few milliseconds behind."""
+VISIBLE_PAUSE = 0.005
+"""Seconds between readings when a committed change is not visible yet."""
+UNFIT_TIME = 60.0
+"""Seconds for which a process that is too large is read by range, and not as a whole."""
+REMEMBERED = 50_000
+"""How many processes that were given up are remembered, to tell why one is missing."""
+
+Source: TypeAlias = Callable[[str, Range, float], Reading]
+"""Reads process, range of its history and snapshot at once; the last argument is how many seconds it may wait."""
+
+
+class _Again(Exception):
+    """A reading that cannot be answered from."""
+
+
+class Miss(StrEnum):
+    """Why a reader had to go to the database."""
+
+    COLD = "cold"
+    EVICTED = "evicted"
+    DISCONNECTED = "disconnected"
+    TOO_OLD = "too_old"
+    TOO_LARGE = "too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one namespace."""
+
+    connected: bool
+    entries: int
+    hits: int
+    misses: Mapping[Miss, int]
+
+
+class Memory:
+    """What the caches of a node may take together. Used under its lock."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.lock = Lock()
+        self._order: OrderedDict[tuple[Cache, str], float] = OrderedDict()
+
+    def add(self, cache: Cache, process_id: str, used: float, size: int) -> None:
+        self._order[cache, process_id] = used
+        self.grow(size)
+
+    def grow(self, size: int) -> None:
+        """Makes room: who was passed once and was not looked at since is given up."""
+        self.bytes += size
+        while self.bytes > self.max_bytes:
+            (cache, process_id), used_then = next(iter(self._order.items()))
+            used = cache.used(process_id)
+            if used > used_then:
+                self._order[cache, process_id] = used
+                self._order.move_to_end((cache, process_id))
+            else:
+                cache.evict(process_id)
+
+    def remove(self, cache: Cache, process_id: str, size: int) -> None:
+        del self._order[cache, process_id]
+        self.bytes -= size
+
+
+@dataclass(slots=True, eq=False)
+class _Fill:
+    """A reading of the database that is under way."""
+
+    before: list[Mark]
+    """Transactions that it must have seen."""
+    whole: bool
+    """Whether it reads the whole history, so as to stay in memory."""
+    may_stay: bool
+    """Whether `changes` are all that was streamed since."""
+    changes: list[tuple[Mark, Change]] = field(default_factory=list)
+
+
+class Cache:
+    """The processes of one namespace. Thread-safe."""
+
+    def __init__(self, ns: str, source: Source, memory: Memory) -> None:
+        self.ns = ns
+        self._source = source
+        self._memory = memory
+        self._lock = memory.lock
+        self._entries: dict[str, Entry] = {}
+        self._fills: dict[str, list[_Fill]] = {}
+        self._waiting: dict[str, list[Flag]] = {}
+        self._recent: dict[str, list[Mark]] = {}
+        self._recent_everywhere: list[Mark] = []
+        self._barrier: Snapshot | None = None
+        self._connected = False
+        self._evicted: OrderedDict[str, None] = OrderedDict()
+        self._unfit: dict[str, float] = {}
+        """Processes that are too large, or not to be followed, and until when they are taken for that."""
+        self._hits = 0
+        self._misses: Counter[Miss] = Counter()
+
+    # For readers
+
+    def look(self, process_id: str, range: Range, least: int) -> Process | None:
+        """The process from memory; waits a moment for event `least`. None: a miss, `read` it."""
+        entry = self._entries.get(process_id)
+        if entry is None:
+            self._misses[self._reason(process_id)] += 1
+            return None
+        if entry.last_event_id < least:
+            entry = self._await(process_id, least)
+            if entry is None:
+                self._misses[Miss.TOO_OLD] += 1
+                return None
+        self._hits += 1  # a count that is lost between two threads would not matter
+        entry.used = monotonic()
+        return entry.process(range)
+
+    def read(self, process_id: str, range: Range, patience: float) -> Process | None:
+        """The process from the database, at least as new as anything in memory before; it stays in memory then.
+
+        Raises StorageUnavailable; RequestTimeout when a change that is committed is not visible within `patience`
+        seconds.
+        """
+        deadline = monotonic() + patience
+        while True:
+            with suppress(_Again):
+                return self._read_once(process_id, range, max(0.0, deadline - monotonic()))
+            if monotonic() >= deadline:
+                raise RequestTimeout("timeout: the last change of the process is committed, but not visible yet")
+            Flag().wait(VISIBLE_PAUSE)
+
+    # For the stream
+
+    def connect(self, barrier: Snapshot) -> None:
+        """From now on every transaction is streamed, but some of those that run in `barrier`."""
+        with self._lock:
+            self._confirm(barrier)
+            kept = {xid % 2**32 for xid in barrier.running}  # what else is not in it was never on this server
+            for marks in (*self._recent.values(), self._recent_everywhere):
+                marks[:] = [mark for mark in marks if mark.xid in kept]
+            self._barrier = barrier
+            self._connected = True
+
+    def disconnect(self) -> None:
+        """Forgets everything; nothing stays in memory any more."""
+        with self._lock:
+            self._connected = False
+            self._clear()
+
+    def apply(self, process_id: str, mark: Mark, change: Callable[[], Change]) -> None:
+        """What a transaction did to one process; `change` is asked when somebody wants to know."""
+        with self._lock:
+            self._recent.setdefault(process_id, []).append(mark)
+            entry, fills = self._entries.get(process_id), self._fills.get(process_id, ())
+            if entry is None and not fills:
+                return
+            made = change()
+            for fill in fills:
+                fill.changes.append((mark, made))
+            if entry is not None and not entry.base.contains(mark):
+                self._keep(process_id, entry.after(made))
+            for flag in self._waiting.get(process_id, ()):
+                flag.set()
+
+    def empty(self, mark: Mark) -> None:
+        """A transaction changed more than can be told."""
+        with self._lock:
+            self._recent_everywhere.append(mark)
+            self._clear()
+
+    def confirm(self, seen: Snapshot) -> None:
+        """A snapshot that was taken now: what it contains is visible to every reading that begins later."""
+        with self._lock:
+            self._confirm(seen)
+
+    def forget(self, before: float) -> None:
+        """Gives up what was not looked at since then (`time.monotonic`)."""
+        for process_id, entry in list(self._entries.items()):
+            if entry.used < before:
+                with self._lock:
+                    self.evict(process_id)
+        with self._lock:
+            self._unfit = {process_id: until for process_id, until in self._unfit.items() if until > monotonic()}
+
+    def figures(self) -> Figures:
+        misses = {reason: self._misses[reason] for reason in Miss}
+        return Figures(self._connected, len(self._entries), self._hits, misses)
+
+    # For the memory, under its lock
+
+    def used(self, process_id: str) -> float:
+        return self._entries[process_id].used
+
+    def evict(self, process_id: str) -> None:
+        if self._drop(process_id):
+            self._evicted[process_id] = None
+        if len(self._evicted) > REMEMBERED:
+            self._evicted.popitem(last=False)
+
+    # Readings
+
+    def _read_once(self, process_id: str, range: Range, patience: float) -> Process | None:
+        fill = self._begin(process_id)
+        try:
+            reading = self._source(process_id, Range() if fill.whole else range, patience)
+            snapshot = Snapshot.parse(reading.snapshot, reading.lsn)
+            if not all(map(snapshot.contains, fill.before)):
+                raise _Again
+            return self._end(process_id, fill, reading.process, snapshot, range)
+        finally:
+            self._leave(process_id, fill)
+
+    def _begin(self, process_id: str) -> _Fill:
+        with self._lock:
+            before = [*self._recent.get(process_id, ()), *self._recent_everywhere]
+            whole = self._connected and self._unfit.get(process_id, 0.0) <= monotonic()
+            fill = _Fill(before, whole, may_stay=whole)
+            self._fills.setdefault(process_id, []).append(fill)
+            return fill
+
+    def _end(
+        self, process_id: str, fill: _Fill, process: Process | None, seen: Snapshot, range: Range
+    ) -> Process | None:
+        """What the reader is answered; from now on nothing older is in memory."""
+        read = Entry.read(process, seen, monotonic()) if process is not None and fill.whole else None
+        with self._lock:
+            known = self._entries.get(process_id)
+            if known is not None and known.base.is_newer(seen):
+                return known.process(range)
+            if process is not None and fill.whole and read is None:
+                self._unfit[process_id] = monotonic() + UNFIT_TIME
+                raise _Again
+            newest = read if fill.may_stay and self._is_followed(seen) else None
+            for mark, change in fill.changes:
+                if newest is not None and not seen.contains(mark):
+                    newest = newest.after(change)
+            self._keep(process_id, newest)
+        answer = newest or read
+        return process if answer is None else answer.process(range)
+
+    def _leave(self, process_id: str, fill: _Fill) -> None:
+        with self._lock:
+            fills = self._fills[process_id]
+            fills.remove(fill)
+            if not fills:
+                del self._fills[process_id]
+
+    def _is_followed(self, seen: Snapshot) -> bool:
+        """Whether all that the snapshot does not contain is streamed."""
+        return self._barrier is None or not self._barrier.running & seen.running
+
+    # What is in memory
+
+    def _keep(self, process_id: str, entry: Entry | None) -> None:
+        """In place of what was there, if it is not too large."""
+        if entry is not None and entry.size > self._memory.max_bytes:
+            self._unfit[process_id] = monotonic() + UNFIT_TIME
+            entry = None
+        if entry is None:
+            self._drop(process_id)
+            return
+        before = self._entries.get(process_id)
+        self._entries[process_id] = entry
+        if before is None:
+            self._evicted.pop(process_id, None)
+            self._memory.add(self, process_id, entry.used, entry.size)
+        else:
+            self._memory.grow(entry.size - before.size)
+
+    def _drop(self, process_id: str) -> bool:
+        entry = self._entries.pop(process_id, None)
+        if entry is not None:
+            self._memory.remove(self, process_id, entry.size)
+        return entry is not None
+
+    def _clear(self) -> None:
+        for process_id in list(self._entries):
+            self._drop(process_id)
+        for fill in chain.from_iterable(self._fills.values()):
+            fill.may_stay = False
+        for flag in chain.from_iterable(self._waiting.values()):
+            flag.set()
+        self._evicted.clear()
+        self._unfit.clear()
+
+    def _confirm(self, seen: Snapshot) -> None:
+        unseen = {
+            process_id: [mark for mark in marks if not seen.contains(mark)]
+            for process_id, marks in self._recent.items()
+        }
+        self._recent = {process_id: marks for process_id, marks in unseen.items() if marks}
+        self._recent_everywhere = [mark for mark in self._recent_everywhere if not seen.contains(mark)]
+        if self._is_followed(seen):
+            self._barrier = None
+
+    # Waiting for the stream
+
+    def _await(self, process_id: str, least: int) -> Entry | None:
+        """The process with event `least`; None when it does not come."""
+        deadline = monotonic() + STREAM_PATIENCE
+        while (entry := self._entries.get(process_id)) is not None and entry.last_event_id < least:
+            if not self._changes(process_id, entry, deadline - monotonic()):
+                return None
+        return entry
+
+    def _changes(self, process_id: str, entry: Entry, seconds: float) -> bool:
+        """Whether it becomes another one in this time."""
+        flag = Flag()
+        with self._lock:
+            if self._entries.get(process_id) is not entry:
+                return True
+            self._waiting.setdefault(process_id, []).append(flag)
+        changed = flag.wait(max(0.0, seconds))
+        with self._lock:
+            flags = self._waiting[process_id]
+            flags.remove(flag)
+            if not flags:
+                del self._waiting[process_id]
+        return changed
+
+    def _reason(self, process_id: str) -> Miss:
+        if not self._connected:
+            return Miss.DISCONNECTED
+        if process_id in self._unfit:
+            return Miss.TOO_LARGE
+        return Miss.EVICTED if process_id in self._evicted else Miss.COLD

@@ -1,0 +1,165 @@
+"""What PostgreSQL sends of its WAL: messages of the plugin pgoutput, protocol version 1.
+
+Pure: bytes in, values out (PostgreSQL manual, "Logical Replication Message Formats"). A decoder knows the relations
+that the server has described to it, so each stream has one of its own. Columns are found by their names, since a
+migration may change their order in the middle of a stream.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+_BEGIN = struct.Struct(">QqI").unpack_from
+_COMMIT = struct.Struct(">QQq").unpack_from
+_U32 = struct.Struct(">I").unpack_from
+_I32 = struct.Struct(">i").unpack_from
+_I16 = struct.Struct(">h").unpack_from
+_IS_KEY = 1
+
+NULL, UNCHANGED, TEXT, BINARY = b"nutb"
+"""Kinds of a column in a row. UNCHANGED: a value out of line (TOAST) that an update did not touch is not sent."""
+_NEW_ROW = ord("N")
+
+
+class Column(NamedTuple):
+    name: str
+    type: int
+    """The oid of its type."""
+    is_key: bool
+
+
+class Relation(NamedTuple):
+    """A table as it is from now on."""
+
+    oid: int
+    schema: str
+    name: str
+    columns: Sequence[Column]
+    places: Mapping[str, int]
+    """Where each column is in a row."""
+
+
+class Row(NamedTuple):
+    """The columns of a row in the order of its relation's; `values` holds None where there is nothing to see."""
+
+    kinds: Sequence[int]
+    values: Sequence[bytes | None]
+
+
+class Begin(NamedTuple):
+    """A transaction that was committed: the place of its commit in the WAL, microseconds since 2000, its 32-bit xid."""
+
+    lsn: int
+    at: int
+    xid: int
+
+
+class Commit(NamedTuple):
+    lsn: int
+    end_lsn: int
+    """Where the WAL goes on behind it."""
+    at: int
+
+
+class Insert(NamedTuple):
+    relation: Relation
+    new: Row
+
+
+class Update(NamedTuple):
+    """`old` has the columns of the key (or all) as they were, when the key was changed."""
+
+    relation: Relation
+    old: Row | None
+    new: Row
+
+
+class Delete(NamedTuple):
+    """`old` has the columns of the key; the others are null."""
+
+    relation: Relation
+    old: Row
+
+
+class Truncate(NamedTuple):
+    relations: Sequence[Relation]
+
+
+Message: TypeAlias = Begin | Commit | Relation | Insert | Update | Delete | Truncate
+
+
+class Decoder:
+    """Of one stream. Raises struct.error, IndexError or KeyError for what is no such message."""
+
+    def __init__(self) -> None:
+        self._relations: dict[int, Relation] = {}
+
+    def decode(self, data: bytes) -> Message | None:
+        """None for messages that say nothing about rows: origins, types, logical messages."""
+        match data[:1]:
+            case b"I":
+                return Insert(self._relation(data, 1), _row(data, 6)[0])
+            case b"U":
+                return self._update(data)
+            case b"D":
+                return Delete(self._relation(data, 1), _row(data, 6)[0])
+            case b"B":
+                return Begin(*_BEGIN(data, 1))
+            case b"C":
+                return Commit(*_COMMIT(data, 2))
+            case b"R":
+                return self._described(data)
+            case b"T":
+                (count,) = _I32(data, 1)
+                return Truncate([self._relation(data, 6 + 4 * n) for n in range(count)])
+        return None
+
+    def _relation(self, data: bytes, at: int) -> Relation:
+        return self._relations[_U32(data, at)[0]]
+
+    def _update(self, data: bytes) -> Update:
+        relation = self._relation(data, 1)
+        if data[5] == _NEW_ROW:
+            return Update(relation, None, _row(data, 6)[0])
+        old, at = _row(data, 6)
+        return Update(relation, old, _row(data, at + 1)[0])
+
+    def _described(self, data: bytes) -> Relation:
+        (oid,) = _U32(data, 1)
+        schema, at = _text(data, 5)
+        name, at = _text(data, at)
+        (count,) = _I16(data, at + 1)  # behind the replica identity
+        at += 3
+        columns = []
+        for _ in range(count):
+            column, end = _text(data, at + 1)
+            columns.append(Column(column, _U32(data, end)[0], bool(data[at] & _IS_KEY)))
+            at = end + 8  # the oid, and the modifier of the type
+        self._relations[oid] = relation = Relation(oid, schema, name, columns, _places(columns))
+        return relation
+
+
+def _places(columns: Sequence[Column]) -> Mapping[str, int]:
+    return {column.name: place for place, column in enumerate(columns)}
+
+
+def _row(data: bytes, at: int) -> tuple[Row, int]:
+    """The row that begins there, and where it ends."""
+    (count,) = _I16(data, at)
+    at += 2
+    kinds, values = bytearray(count), [None] * count  # type: tuple[bytearray, list[bytes | None]]
+    for n in range(count):
+        kinds[n] = kind = data[at]
+        at += 1
+        if kind in (TEXT, BINARY):
+            end = at + 4 + _I32(data, at)[0]
+            values[n] = data[at + 4 : end]
+            at = end
+    return Row(kinds, values), at
+
+
+def _text(data: bytes, at: int) -> tuple[str, int]:
+    end = data.index(0, at)
+    return data[at:end].decode(), end + 1
