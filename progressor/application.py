@@ -42,7 +42,7 @@ from progressor.engine.history import Histories
 from progressor.engine.lease import Lease, LeaseKeeper
 from progressor.engine.messages import Announced, Drain, Load, LoadFigures, Settle
 from progressor.engine.notifier import Notifier, Standing
-from progressor.engine.ports import Publisher, Streams
+from progressor.engine.ports import Peer, Publisher, Streams
 from progressor.engine.ready import ReadyQueue
 from progressor.engine.scanner import Scanner
 from progressor.engine.scheduler import Scheduler
@@ -468,7 +468,7 @@ class Node:
             self._readers,
             self._modernizing,
             lambda: self._root is not None and not self._draining,
-            self.health,
+            self._pages.health,
         )
 
     def _namespace_health(self, ns: str) -> Mapping[str, Any]:
@@ -484,12 +484,15 @@ class Node:
             )
             if is_there
         ]
-        load = asdict(figures) if isinstance(figures, LoadFigures) else {}
         details: dict[str, Any] = {
             "problems": problems,
+            "node": self._config.node_name,
             "epoch": lease.epoch,
             "lease_age": _seconds(lease.age),
-            "load": load,
+            "workers": self._config.namespaces[ns].worker_pool_size,
+            "load": asdict(figures) if isinstance(figures, LoadFigures) else {},
+            "totals": self.metrics.totals(ns),
+            "nodes": [_shown(peer) for peer in lease.peers],
         }
         if ns in self._standings:
             details["outbox"] = self._outbox_health(ns, problems)
@@ -610,6 +613,10 @@ def _databases(config: Config) -> Iterable[_Database]:
                 if pool.database == name
             }
             yield _Database(name, database.conninfo(), namespaces, Lease(config.lease_timeout), pools)
+
+
+def _shown(peer: Peer) -> Mapping[str, Any]:
+    return asdict(peer) | {"started": peer.started.isoformat(), "seconds_left": _seconds(peer.seconds_left)}
 
 
 def _seconds(value: float) -> float | None:

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -46,7 +46,9 @@ ANSWER_PATIENCE = 2.0
 STOP_MARGIN = 15.0
 """Seconds beyond the drain timeout before a child that does not end is killed."""
 
-Question = str
+Question: TypeAlias = tuple[str, Any]
+"""What is asked, and an argument."""
+Answers: TypeAlias = Mapping[str, Callable[[Any], Any]]
 SCRAPE, HEALTH, READY = "scrape", "health", "ready"
 
 
@@ -130,9 +132,9 @@ class Fleet:
         registry.register(_Merged(texts))
         return generate_latest(registry)
 
-    def health(self) -> tuple[Health, Mapping[str, Any]]:
+    def health(self, namespaces: Iterable[str] | None = None) -> tuple[Health, Mapping[str, Any]]:
         """Passing when every child is."""
-        answers = dict(self._ask(HEALTH))
+        answers = dict(self._ask(HEALTH, namespaces))
         details = {
             f"process {number}": {"status": answer[0], "details": answer[1]} if answer else {"status": "no answer"}
             for number, answer in answers.items()
@@ -196,10 +198,10 @@ class Fleet:
                 child.pipe.close()
                 self._children[place] = self._spawn(child.number, child.deaths)
 
-    def _ask(self, question: Question) -> Iterable[tuple[int, Any]]:
+    def _ask(self, question: str, argument: Any = None) -> Iterable[tuple[int, Any]]:
         """The children's answers; None from those who give none in time."""
         with self._asking:
-            return [(child.number, _answer(child.pipe, question)) for child in self._children]
+            return [(child.number, _answer(child.pipe, (question, argument))) for child in self._children]
 
 
 class _Merged:
@@ -242,15 +244,16 @@ def _send(process: SpawnProcess, number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
-def _answers(pages: Pages) -> Mapping[Question, Callable[[], Any]]:
-    return {SCRAPE: pages.scrape, HEALTH: pages.health, READY: lambda: pages.is_ready}
+def _answers(pages: Pages) -> Answers:
+    return {SCRAPE: lambda _: pages.scrape(), HEALTH: pages.health, READY: lambda _: pages.is_ready}
 
 
-def _answer_questions(pipe: Connection, answers: Mapping[Question, Callable[[], Any]]) -> None:
+def _answer_questions(pipe: Connection, answers: Answers) -> None:
     """Until the other side is gone."""
     with pipe, suppress(EOFError, OSError):
         while True:
-            pipe.send(answers[pipe.recv()]())
+            question, argument = pipe.recv()
+            pipe.send(answers[question](argument))
 
 
 # The child's side
@@ -264,14 +267,14 @@ class _Parent:
         self._asking = Lock()
 
     def scrape(self) -> bytes:
-        return cast("bytes", self._ask(SCRAPE, b""))
+        return cast("bytes", self._ask((SCRAPE, None), b""))
 
-    def health(self) -> tuple[Health, Mapping[str, Any]]:
-        return cast("tuple[Health, Mapping[str, Any]]", self._ask(HEALTH, (Health.CRITICAL, {})))
+    def health(self, namespaces: Iterable[str] | None = None) -> tuple[Health, Mapping[str, Any]]:
+        return cast("tuple[Health, Mapping[str, Any]]", self._ask((HEALTH, namespaces), (Health.CRITICAL, {})))
 
     @property
     def is_ready(self) -> bool:
-        return cast("bool", self._ask(READY, False))
+        return cast("bool", self._ask((READY, None), False))
 
     def _ask(self, question: Question, otherwise: object) -> object:
         try:

@@ -79,6 +79,17 @@ class Metrics:
     def namespace(self, ns: str) -> NamespaceMetrics:
         return NamespaceMetrics(self, ns)
 
+    def totals(self, ns: str) -> Mapping[str, int]:
+        """Of a namespace, since the start of the node."""
+        families: Mapping[str, tuple[Histogram | Counter, str]] = {
+            "steps": (self.task_processing, "_count"),
+            "retries": (self.retries, "_total"),
+            "failures": (self.failures, "_total"),
+            "zombies": (self.zombie_tasks, "_total"),
+            "fenced": (self.fenced_completions, "_total"),
+        }
+        return {name: _total(family, suffix, ns) for name, (family, suffix) in families.items()}
+
     def committed(self, items: int, seconds: float) -> None:
         self.batch_size.observe(items)
         self.commit_duration.observe(seconds * 1000)
@@ -223,3 +234,8 @@ class NamespaceMetrics:
         if bound is None:
             bound = self._durations[metric, label] = metric.labels(self._ns, label)
         bound.observe(seconds * 1000)
+
+
+def _total(family: Histogram | Counter, suffix: str, ns: str) -> int:
+    samples = (sample for metric in family.collect() for sample in metric.samples)
+    return sum(int(s.value) for s in samples if s.name.endswith(suffix) and s.labels[NS] == ns)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from progressor.engine.directory import Directory, Role
 from progressor.engine.messages import CollectZombies, LeaseReplaced, WakeUp
+from progressor.engine.ports import Peer
 from progressor.errors import StorageError
 from progressor.otp import Actor, Timer
 
@@ -34,6 +35,8 @@ class LeaseStore(Protocol):
     def bury(self, epoch: int) -> Sequence[int]:
         """Declares the other nodes dead whose rows have expired; their epochs."""
 
+    def peers(self) -> Sequence[Peer]: ...
+
     def give_up(self, epoch: int) -> None: ...
 
     def close(self) -> None: ...
@@ -50,6 +53,9 @@ class Lease:
         """When a renewal failed or came late last."""
         self.writing_since: float | None = None
         """Since when the writer has a batch in its hands: tasks begun by it are not known to the scheduler yet."""
+
+        self.peers: Sequence[Peer] = ()
+        """All nodes, as they were when the lease was renewed."""
 
     @property
     def is_valid(self) -> bool:
@@ -155,6 +161,7 @@ class LeaseKeeper(Actor):
             self._tell(Role.SCHEDULER, WakeUp())
         elif started - self._unbroken_since >= self._lease.timeout:
             self._bury()
+        self._lease.peers = self._store.peers()
 
     def _bury(self) -> None:
         dead = self._store.bury(self._lease.epoch)

@@ -250,6 +250,17 @@ class Cache(Protocol):
         """
 
 
+@value
+class Peer:
+    """A node with a row in the database, this one among them."""
+
+    epoch: int
+    name: str
+    started: datetime
+    seconds_left: float
+    """Until its row expires; below 0 it may be declared dead."""
+
+
 class Committer(Protocol):
     """The write side of a database, used by one writer."""
 

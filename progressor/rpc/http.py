@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -69,7 +69,8 @@ class Pages(Protocol):
 
     def scrape(self) -> bytes: ...
 
-    def health(self) -> tuple[Health, Mapping[str, Any]]: ...
+    def health(self, namespaces: Iterable[str] | None = None) -> tuple[Health, Mapping[str, Any]]:
+        """Of these namespaces, or of all."""
 
     @property
     def is_ready(self) -> bool: ...

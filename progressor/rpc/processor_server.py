@@ -12,7 +12,7 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Event
 from typing import Any
@@ -89,7 +89,7 @@ class _Pages:
     def scrape(self) -> bytes:
         return generate_latest(self._registry)
 
-    def health(self) -> tuple[Health, Mapping[str, Any]]:
+    def health(self, namespaces: Iterable[str] | None = None) -> tuple[Health, Mapping[str, Any]]:
         return Health.PASSING, {}
 
 

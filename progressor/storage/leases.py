@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import TupleRow
 
+from progressor.engine.ports import Peer
 from progressor.errors import StorageUnavailable
 from progressor.storage.committer import Connection
 from progressor.storage.errors import translated
@@ -24,6 +25,9 @@ delete from progressor_nodes where epoch in (
     select from progressor_nodes own where own.epoch = %s and own.expires_at > clock_timestamp() + %s)
   for update skip locked)
 returning epoch"""
+_PEERS = """
+select epoch, node_name, started_at, extract(epoch from expires_at - clock_timestamp())::float8
+from progressor_nodes order by epoch"""
 _GIVE_UP = "delete from progressor_nodes where epoch = %s returning epoch"
 
 
@@ -44,6 +48,9 @@ class PostgresLeases:
 
     def bury(self, epoch: int) -> Sequence[int]:
         return [int(row[0]) for row in self._run(_BURY, epoch, epoch, timedelta(seconds=self._patience))]
+
+    def peers(self) -> Sequence[Peer]:
+        return [Peer(*row) for row in self._run(_PEERS)]
 
     def give_up(self, epoch: int) -> None:
         self._run(_GIVE_UP, epoch)

@@ -1,0 +1,78 @@
+"""From arguments to an exit status; no traceback reaches a user."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from progressor.cli.arguments import parse
+from progressor.client import Client
+from progressor.errors import CannotConnect, ConfigError, ProgressorError
+
+FAILED, USAGE, NOT_CONNECTED = 1, 2, 3
+READ_TIMEOUT = 60.0
+INTERRUPTED, BROKEN_PIPE = 130, 141
+"""As a shell tells of commands that SIGINT and SIGPIPE have ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        status = _run(parse(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on. What is left in the buffer goes nowhere, so that the interpreter's last flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _run(given: argparse.Namespace) -> int:
+    try:
+        with _client(given) as client:
+            status: int = given.run(client, given)
+            return status
+    except ProgressorError as error:
+        _complain(given, error)
+        match error:
+            case CannotConnect():
+                return NOT_CONNECTED
+            case ConfigError():
+                return USAGE
+        return FAILED
+
+
+def _client(given: argparse.Namespace) -> Client:
+    """Raises ConfigError."""
+    return Client(
+        given.url,
+        ca=given.ca,
+        certificate=given.certificate,
+        key=given.key,
+        secret=_secret(given.secret_file),
+        read_timeout=given.timeout or READ_TIMEOUT,
+        connections=1,
+    )
+
+
+def _secret(file: str | None) -> str | None:
+    """Never an argument: everybody on the machine sees those."""
+    if file is None:
+        return os.environ.get("PROGRESSOR_SECRET") or None
+    try:
+        return Path(file).read_text().rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"--secret-file: cannot be read: {getattr(error, 'strerror', 'not UTF-8')}"]) from None
+
+
+def _complain(given: argparse.Namespace, error: ProgressorError) -> None:
+    if given.json:
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
+    else:
+        for line in str(error).splitlines():
+            print(f"progressor: {line}", file=sys.stderr)
