@@ -21,7 +21,8 @@ from progressor.errors import CannotConnect, RequestTimeout
 from progressor.rpc.address import Address
 from progressor.rpc.connection import LOST, Connection, HttpConnection, TcpConnection
 
-ATTEMPTS = 2
+SHORTEST = 0.001
+"""Seconds: a socket takes 0 for something else."""
 
 
 class Effect(Enum):
@@ -58,30 +59,22 @@ class Channel:
 
         Raises CannotConnect: nothing was done; RequestTimeout: nobody knows; AccessDenied, UnexpectedAnswer.
         """
-        deadline, was_sent = monotonic() + seconds, False
-        for attempt in range(ATTEMPTS):
-            connection = self._connection(is_new=attempt > 0, may_be_done=was_sent and effect is not Effect.NONE)
+        deadline, may_be_done = monotonic() + seconds, False
+        failure: Exception
+        for is_last in (False, True):
             try:
-                connection.send(message)
-                was_sent = True
-                connection.socket.settimeout(max(0.001, deadline - monotonic()))
-                answer = connection.receive()
-            except TimeoutError as error:
-                connection.close()
-                raise RequestTimeout(f"timeout: no answer in {seconds:g} s, the outcome is unknown") from error
-            except LOST as error:
-                connection.close()
-                failure: Exception = error
-                if was_sent and effect is Effect.TWO:
+                return self._attempt(message, deadline, is_new=is_last)
+            except _Lost as lost:
+                failure = lost
+                may_be_done |= lost.was_sent and effect is not Effect.NONE
+                if may_be_done and effect is Effect.TWO:
                     break
-            except BaseException:
-                connection.close()
-                raise
-            else:
-                self._give_back(connection)
-                return answer
-        if was_sent and effect is not Effect.NONE:
-            raise _unknown(failure) from failure
+            except CannotConnect as error:
+                if not may_be_done:
+                    raise
+                failure = error
+        if may_be_done:
+            raise RequestTimeout(f"timeout: the connection broke, the outcome is unknown: {failure}") from failure
         raise self._cannot_connect(failure) from failure
 
     def close(self) -> None:
@@ -90,17 +83,25 @@ class Channel:
         for connection in idle:
             connection.close()
 
-    def _connection(self, *, is_new: bool, may_be_done: bool) -> Connection:
-        idle = None if is_new else self._take_idle()
-        if idle is not None:
-            idle.socket.settimeout(self._connect_timeout)
-            return idle
+    def _attempt(self, message: bytes, deadline: float, *, is_new: bool) -> bytes:
+        """Raises _Lost, and as `exchange`."""
+        connection = (None if is_new else self._take_idle()) or self._connect()
+        was_sent = False
         try:
-            return self._connect()
-        except CannotConnect as error:
-            if may_be_done:
-                raise _unknown(error) from error
+            connection.socket.settimeout(max(SHORTEST, deadline - monotonic()))
+            connection.send(message)
+            was_sent = True
+            answer = connection.receive()
+        except LOST as error:
+            connection.close()
+            if was_sent and isinstance(error, TimeoutError):
+                raise RequestTimeout("timeout: no answer in time, the outcome is unknown") from error
+            raise _Lost(_reason(error), was_sent=was_sent) from error
+        except BaseException:
+            connection.close()
             raise
+        self._give_back(connection)
+        return answer
 
     def _take_idle(self) -> Connection | None:
         """The one that was used last; those that the node has closed meanwhile are forgotten."""
@@ -141,9 +142,17 @@ class Channel:
         return TcpConnection(self._address, self._tls, self._connect_timeout)
 
     def _cannot_connect(self, error: Exception) -> CannotConnect:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return CannotConnect(f"{CannotConnect.text} to {self._address}: {reason}")
+        return CannotConnect(f"{CannotConnect.text} to {self._address}: {_reason(error)}")
 
 
-def _unknown(error: Exception) -> RequestTimeout:
-    return RequestTimeout(f"timeout: the connection broke, the outcome is unknown: {error}")
+class _Lost(Exception):
+    """The connection broke."""
+
+    def __init__(self, reason: str, *, was_sent: bool) -> None:
+        super().__init__(reason)
+        self.was_sent = was_sent
+        """Whether the whole of the request was."""
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

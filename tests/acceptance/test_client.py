@@ -251,7 +251,7 @@ def test_a_client_that_waits_no_longer(node: NodeProcess, gates: Gates, name: st
     with Client(node.thrift_url, read_timeout=0.5) as client:
         client.init(ns=NS, id=name)
         gates.hold(name)
-        with pytest.raises(RequestTimeout, match=r"no answer in 0.5 s, the outcome is unknown"):
+        with pytest.raises(RequestTimeout, match="no answer in time, the outcome is unknown"):
             client.call(ns=NS, id=name)
         gates.await_step(name)
         gates.open(name)

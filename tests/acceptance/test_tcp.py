@@ -6,15 +6,19 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from progressor import CannotConnect, Client
 from progressor.rpc import codec
 from progressor.rpc.gen.native import Progressor as Native
 from progressor.rpc.gen.native import ttypes as t
 from progressor.storage.embedded import EmbeddedPostgres
-from tests.acceptance.nodes import FREE_PORT, NS, NodeProcess, as_toml, config, native, started
-from tests.conftest import fresh_database
+from tests.acceptance.nodes import FREE_PORT, NS, Gates, NodeProcess, as_toml, config, native, started
+from tests.acceptance.test_http_fuzz import figures
+from tests.conftest import Database, fresh_database
 from tests.eventually import eventually
 
 LIMITS = {"request_bytes": 1_000_000, "connections": 40, "idle_timeout": 3, "stall_timeout": 0.5, "stop_timeout": 1}
@@ -152,8 +156,43 @@ def test_too_many_connections(node: NodeProcess) -> None:
         eventually(lambda: connections(node) == LIMITS["connections"])
         with connect(node) as one_more:
             assert is_ended(one_more)
+        with Client(node.thrift_url) as client, pytest.raises(CannotConnect):
+            client.call(ns=NS, id="nobody")
         crowd[0].sendall(GOOD)
         assert crowd[0].recv(1000)
+
+
+def test_two_thousand_callers_wait_at_once(database: Database, gates: Gates, tmp_path: Path) -> None:
+    """They cost their connections, and no threads."""
+    callers = 2000
+    settings = config(database.conninfo, gates.directory)
+    settings["listen"]["thrift"] = FREE_PORT
+    file = tmp_path / "sys.toml"
+    file.write_text(as_toml(settings))
+    with started(tmp_path / "log", "--config", file) as node, ExitStack() as stack:
+        node.wait_ready()
+        with native(node, "thrift") as client:
+            client.Init(t.Request(NS, "held"))
+        gates.hold("held")
+        threads = figures(node)["threads"]
+        call = frame(codec.encode_message("Call", codec.CALL, 1, Native.Call_args(t.Request(NS, "held"))))
+        waiting = [stack.enter_context(connect(node)) for _ in range(callers)]
+        for each in waiting:
+            each.sendall(call)
+        eventually(lambda: node.metric("progressor_callers_waiting") == callers, 30)
+        assert figures(node)["threads"] <= threads + 10
+        assert health(node)
+        gates.open("held")
+        task_ids = {answered(each).task_id for each in waiting}
+        assert len(task_ids) == callers
+
+
+def answered(connection: socket.socket) -> Any:
+    head = connection.recv(4, socket.MSG_WAITALL)
+    message = connection.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
+    result: Any = codec.decode(Native.Call_result, codec.message_head(message)[3])
+    assert result.success is not None, result
+    return result.success
 
 
 def test_a_request_as_large_as_is_allowed(node: NodeProcess) -> None:
