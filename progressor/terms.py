@@ -10,7 +10,8 @@ from erlang import OtpErlangAtom
 
 MAX_INFLATED = 64 * 1024 * 1024
 """Bytes that a compressed term may have."""
-_VERSION, _COMPRESSED = b"\x83", b"\x83P"
+VERSION, _COMPRESSED = b"\x83", b"\x83P"
+"""What a term begins with, and one that is compressed."""
 
 # What follows a tag (Erlang's "External Term Format").
 _NUMBERS = {97: 1, 98: 4, 70: 8, 106: 0}
@@ -28,7 +29,7 @@ def decode(stored: bytes) -> Any:
     """
     if stored.startswith(_COMPRESSED):
         stored = _inflated(stored)
-    if not (stored.startswith(_VERSION) and _is_one_term(stored)):
+    if not (stored.startswith(VERSION) and _is_one_term(stored)):
         return None
     try:
         return erlang.binary_to_term(stored)
@@ -66,4 +67,4 @@ def _inflated(stored: bytes) -> bytes:
         data = inflator.decompress(stored[6:], MAX_INFLATED)
     except zlib.error:
         return b""
-    return _VERSION + data if len(data) == int.from_bytes(stored[2:6], "big") else b""
+    return VERSION + data if len(data) == int.from_bytes(stored[2:6], "big") else b""

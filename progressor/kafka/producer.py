@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event as Flag
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -28,6 +29,7 @@ from progressor.errors import ConfigError
 from progressor.kafka import codec, topics
 from progressor.kafka.partitioner import phash2
 from progressor.kafka.topics import POLL, Stopped, Topic, Unavailable
+from progressor.value import value
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,9 @@ PROMISED: Final[Mapping[str, Any]] = {
 }
 _OF_THE_MESSAGE: Final = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD)
 """Refusals for what a message is. All others are for the state that the brokers are in."""
+_OF_THE_PRODUCER: Final = (KafkaError._FATAL, KafkaError._GAPLESS_GUARANTEE, KafkaError._PURGE_QUEUE)  # noqa: SLF001
+"""It has ended; a message knows no more of the reason when it was not in the batch at fault."""
+Told: TypeAlias = Callable[[KafkaError | None, object], None]
 
 
 def check(clients: Iterable[KafkaClientConfig]) -> None:
@@ -68,7 +73,7 @@ def _problems(client: KafkaClientConfig) -> Iterator[str]:
         yield found.str() if isinstance(found, KafkaError) else str(found)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Record:
     message_id: int
     process_id: str
@@ -80,16 +85,22 @@ class _Record:
 
 @dataclass(slots=True)
 class _Round:
-    """What became of the messages of one `publish`. `culprit`: the first that failed since it was last None."""
+    """What became of the messages of one `publish`. `culprit`: one that failed, and why."""
 
     sent: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
     culprit: tuple[int, KafkaError] | None = None
 
-    def told(self, message_id: int, error: KafkaError | None) -> None:
+    def told(self, message_ids: Sequence[int], error: KafkaError | None, _message: object) -> None:
+        """The last of the messages was acknowledged, and so were the others; or it failed."""
         if error is None:
-            self.sent.add(message_id)
-        elif self.culprit is None:
+            self.sent.update(message_ids)
+        else:
+            self.failed(message_ids[-1], error)
+
+    def failed(self, message_id: int, error: KafkaError) -> None:
+        """Errors of librdkafka's own, which are negative, are consequences of the broker's."""
+        if self.culprit is None or error.code() > 0 > self.culprit[1].code():
             self.culprit = message_id, error
 
 
@@ -173,37 +184,38 @@ class KafkaPublisher:
 
     def _deliver(self, records: Sequence[_Record], round_: _Round, stop: Flag) -> None:
         """Until all are acknowledged; or until one fails, when the producer is no more. Raises Unavailable, Stopped."""
-        producer, before = self._connected(), len(round_.sent)
-        for count, record in enumerate(records):
-            try:
-                _produce(producer, record, round_)
-            except BufferError:  # queue.buffering.max.messages, or kbytes
-                self._await(producer, round_, before + count, stop)
-                _produce(producer, record, round_)
-        self._await(producer, round_, before + len(records), stop)
+        producer, count = self._connected(), len(round_.sent) + len(records)
+        reports = _one_by_one(records) if self._one_by_one else _by_partition(records)
+        for record in records:
+            report = reports.get(record.message_id)
+            told = None if report is None else partial(round_.told, report)
+            while not _is_produced(producer, record, round_, told):
+                self._await(producer, round_, _has_moved(producer), stop)
+        self._await(producer, round_, lambda: len(round_.sent) == count, stop)
         if round_.culprit is not None:
             self._abandon()
 
-    def _await(self, producer: Producer, round_: _Round, count: int, stop: Flag) -> None:
-        seen, deadline = -1, 0.0
-        while len(round_.sent) < count and round_.culprit is None:
-            if len(round_.sent) > seen:
-                seen, deadline = len(round_.sent), time.monotonic() + PATIENCE
+    def _await(self, producer: Producer, round_: _Round, is_over: Callable[[], bool], stop: Flag) -> None:
+        """Or until a message has failed. Raises Unavailable when nothing has moved for PATIENCE seconds, or Stopped."""
+        left, deadline = len(producer), time.monotonic() + PATIENCE
+        while round_.culprit is None and not is_over():
+            _poll(producer, POLL)
+            if len(producer) < left:
+                left, deadline = len(producer), time.monotonic() + PATIENCE
             if stop.is_set():
                 raise Stopped
             if time.monotonic() > deadline:
                 raise Unavailable(f"no acknowledgement from {self._endpoints} for {PATIENCE:g} s")
-            _poll(producer, POLL)
 
     def _without_culprit(
         self, records: Sequence[_Record], round_: _Round, culprit: int, error: KafkaError
     ) -> list[_Record]:
         """What is still to be sent. Raises Unavailable when it is not for a message that the broker refused them."""
-        if error.code() not in _OF_THE_MESSAGE:
-            raise Unavailable(error.str())
-        if not self._one_by_one:
+        if not self._one_by_one and error.code() in (*_OF_THE_MESSAGE, *_OF_THE_PRODUCER):
             self._send_one_by_one(True)
             return list(records)
+        if error.code() not in _OF_THE_MESSAGE:
+            raise Unavailable(error.str())
         round_.refused[culprit] = error.str()
         blocked = next(record.process_id for record in records if record.message_id == culprit)
         return [record for record in records if record.process_id != blocked]
@@ -244,11 +256,43 @@ class KafkaPublisher:
         if producer is not None:
             producer.purge()
             while len(producer):
-                _poll(producer, 0)
+                _poll(producer, POLL)
             producer.close()
 
     def _note(self, error: KafkaError) -> None:
         self._trouble = f": {error.str()}"
+
+
+def _by_partition(records: Sequence[_Record]) -> Mapping[int, Sequence[int]]:
+    """Of the last message of each partition all of its messages: those before it are acknowledged when it is.
+
+    A report costs more than all else that is done with a message, since it waits for the interpreter.
+    """
+    found: dict[tuple[str, int], list[int]] = {}
+    for record in records:
+        found.setdefault((record.topic, record.partition), []).append(record.message_id)
+    return {message_ids[-1]: message_ids for message_ids in found.values()}
+
+
+def _one_by_one(records: Sequence[_Record]) -> Mapping[int, Sequence[int]]:
+    return {record.message_id: [record.message_id] for record in records}
+
+
+def _has_moved(producer: Producer) -> Callable[[], bool]:
+    """Whether fewer messages are in the queue than now."""
+    left = len(producer)
+    return lambda: len(producer) < left
+
+
+def _is_produced(producer: Producer, record: _Record, round_: _Round, told: Told | None) -> bool:
+    """False when there is no space (queue.buffering.max.messages, or kbytes)."""
+    try:
+        producer.produce(record.topic, record.value, record.key, record.partition, on_delivery=told)
+    except BufferError:
+        return False
+    except KafkaException as failure:
+        round_.failed(record.message_id, failure.args[0])
+    return True
 
 
 def _poll(producer: Producer, timeout: float) -> None:
@@ -257,10 +301,3 @@ def _poll(producer: Producer, timeout: float) -> None:
         producer.poll(timeout)
     except KafkaException as fatal:
         logger.debug("%s", fatal)
-
-
-def _produce(producer: Producer, record: _Record, round_: _Round) -> None:
-    def told(error: KafkaError | None, _message: object) -> None:
-        round_.told(record.message_id, error)
-
-    producer.produce(record.topic, record.value, record.key, record.partition, on_delivery=told)

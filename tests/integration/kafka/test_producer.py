@@ -44,8 +44,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(producer, "PATIENCE", 1.0)
 
 
-def connect(kafka: Broker, topic: str | None, lifecycle_topic: str | None = None) -> KafkaPublisher:
-    client = KafkaClientConfig("k", (kafka.endpoint,), {})
+def connect(kafka: Broker, topic: str | None, lifecycle_topic: str | None = None, **settings: int) -> KafkaPublisher:
+    client = KafkaClientConfig("k", (kafka.endpoint,), {name.replace("_", "."): n for name, n in settings.items()})
     return KafkaPublisher(NS, client, NotifierConfig("k", topic, lifecycle_topic))
 
 
@@ -158,6 +158,15 @@ def test_what_the_broker_finds_too_large_is_found_out_and_all_others_are_sent(
     ids = by_process(without_repeats(read(kafka.endpoint, topic)))
     assert ids.pop(large.process_id) == list(range(1, large.event_id or 0))
     assert all(found == list(range(1, 11)) for found in ids.values())
+
+
+def test_more_messages_than_the_queue_of_librdkafka_holds(kafka: Broker, topic: str) -> None:
+    publisher = connect(kafka, topic, queue_buffering_max_messages=10)
+    assert len(publish(publisher, events(200)).sent) == 200
+    publisher.close()
+    assert by_process([r.event for r in read(kafka.endpoint, topic)]) == {
+        f"p{n}": list(range(1, 21)) for n in range(10)
+    }
 
 
 def test_a_missing_topic_is_named_and_used_when_it_is_there(kafka: Broker) -> None:

@@ -15,7 +15,7 @@ from progressor.config import Dialect
 from progressor.engine.ports import Message, Notice
 from progressor.kafka.codec import Unencodable, encode, key, show_time
 from progressor.rpc import codec, values, woody
-from progressor.rpc.gen.event_sink.ttypes import SinkEvent
+from progressor.rpc.gen.event_sink.ttypes import MachineEvent, SinkEvent
 from progressor.rpc.gen.lifecycle_sink.ttypes import LifecycleEvent
 from progressor.rpc.gen.msgpack.ttypes import Nil, Value
 
@@ -104,11 +104,21 @@ def test_times_lose_nothing(at: datetime) -> None:
     assert woody.read_time(show_time(at)) == at
 
 
-@given(st.text(st.characters(codec="utf-8"), min_size=1), st.binary(), st.integers(1, 2**63 - 1))
-def test_any_event_comes_back(process_id: str, payload: bytes, event_id: int) -> None:
-    encoded = encode(NS, Message(1, process_id, Notice.EVENT, AT, event_id, {}, payload))
-    event = codec.decode(SinkEvent, encoded).event
-    assert (event.source_id, event.event_id, event.data) == (process_id, event_id, values.load(payload))
+PAYLOADS = st.binary() | st.builds(stored, st.builds(Value, str=st.text(st.characters(codec="utf-8"))))
+
+
+@given(
+    st.text(st.characters(codec="utf-8"), min_size=1),
+    st.integers(-(2**63), 2**63 - 1),
+    st.none() | st.integers(-(2**31), 2**31 - 1),
+    PAYLOADS,
+)
+def test_an_event_is_written_as_the_generated_code_writes_it(
+    process_id: str, event_id: int, version: int | None, payload: bytes
+) -> None:
+    message = Message(1, process_id, Notice.EVENT, AT, event_id, {"format_version": version}, payload)
+    event = MachineEvent(NS, process_id, event_id, show_time(AT), version, values.load(payload))
+    assert encode(NS, message) == codec.encode(SinkEvent(event))
 
 
 @pytest.mark.parametrize(
