@@ -20,7 +20,8 @@ from progressor import LocalClient, Node
 
 NS = "bench/bench"
 WORKERS = 200
-TABLES = ("processes", "tasks", "schedule", "running", "events")
+TOPICS = {"topic": "events", "lifecycle_topic": "turns"}
+TABLES = ("processes", "tasks", "schedule", "running", "events", "outbox")
 _PROGRESS = """
 select process_id, (select coalesce(max(event_id), 0) from {events} e where e.process_id = p.process_id)
 from {processes} p"""
@@ -91,16 +92,18 @@ class Bench:
     def size(self, full: int, quick: int) -> int:
         return quick if self.job.quick else full
 
-    def config(self, processor: str, **defaults: Any) -> Mapping[str, Any]:
-        """Of a node with one namespace, the default sizes and 200 workers."""
+    def config(self, processor: str, kafka: str | None = None, **defaults: Any) -> Mapping[str, Any]:
+        """Of a node with one namespace, the default sizes and 200 workers; `kafka`: a broker for its TOPICS."""
         conninfo = self.job.conninfo
         pools = {"default_pool": 10, "default_scan_pool": 2, "default_front_pool": 10}
-        client = {"client": f"bench.processors:{processor}"}
+        namespace: dict[str, Any] = {"processor": {"client": f"bench.processors:{processor}"}}
+        if kafka is not None:
+            namespace["notifier"] = {"client": "kafka", **TOPICS}
         return {
             "progressor": {
                 "drain_timeout": 5,
                 "defaults": {"worker_pool_size": WORKERS, **defaults},
-                "namespaces": {NS: {"processor": client}},
+                "namespaces": {NS: namespace},
             },
             "databases": {
                 "bench": {
@@ -112,12 +115,13 @@ class Bench:
                 }
             },
             "pools": {name: {"database": "bench", "size": size} for name, size in pools.items()},
+            "kafka": {} if kafka is None else {"clients": {"kafka": {"endpoints": [kafka]}}},
         }
 
     @contextmanager
-    def node(self, processor: str, **defaults: Any) -> Iterator[LocalClient]:
+    def node(self, processor: str, kafka: str | None = None, **defaults: Any) -> Iterator[LocalClient]:
         """A node in this process."""
-        with Node.from_config(self.config(processor, **defaults)) as node:
+        with Node.from_config(self.config(processor, kafka, **defaults)) as node:
             yield node.client
 
     @contextmanager

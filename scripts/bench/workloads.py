@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -15,8 +16,10 @@ from random import Random
 from time import monotonic, sleep
 from typing import TypeAlias
 
+from kafka.broker import Broker, KafkaNotFound
+
 from bench import idle, nodes, remote, soak
-from bench.job import NS, Bench
+from bench.job import NS, TOPICS, Bench, NotAvailable
 from bench.load import Load, Verbs, latency_figures
 from bench.meter import Figures
 from bench.processors import GO, STOP, event
@@ -47,9 +50,9 @@ class Workload:
 # Steps
 
 
-def steps(bench: Bench, processes: int) -> Figures:
+def steps(bench: Bench, processes: int, kafka: str | None = None) -> Figures:
     """So many processes whose every step is followed by the next."""
-    with bench.node("Loop") as client:
+    with bench.node("Loop", kafka) as client:
         init_all(client, processes, GO)
         sleep(bench.warm_up)
         before = bench.progress()
@@ -58,6 +61,51 @@ def steps(bench: Bench, processes: int) -> Figures:
             after = bench.progress()
     figures, made = steps_between(before, after)
     return {**figures, **measured().costs(made)}
+
+
+def published(bench: Bench, processes: int) -> Figures:
+    """The same with every event published to a Kafka on this machine, beside steps that tell nobody."""
+    with broker() as kafka:
+        silent = steps(bench, processes)
+        bench.rows("truncate {processes}, {tasks}, {schedule}, {running}, {events}")
+        figures = steps(bench, processes, kafka.endpoint)
+    ((left,),) = bench.rows("select count(*) from {outbox}")
+    return {
+        **figures,
+        "steps/s without Kafka": silent["per_second"],
+        "with / without": figures["per_second"] / silent["per_second"],
+        "messages left by the stop": float(left),
+    }
+
+
+def backlog(bench: Bench) -> Figures:
+    """What an outage has left in the outbox, messages a second."""
+    messages = bench.size(200_000, 20_000)
+    with broker() as kafka, bench.node("Plain", kafka.endpoint), bench.measuring() as measured:
+        began = monotonic()
+        bench.rows(_MESSAGES, messages)
+        while bench.rows("select 1 from {outbox} limit 1"):
+            sleep(0.02)
+        took = monotonic() - began
+    return {"per_second": messages / took, **measured().costs(messages)}
+
+
+_MESSAGES = """
+insert into {outbox} (process_id, notice, event_id, timestamp, metadata, payload)
+select 'p' || n %% 1000, 'event', n / 1000 + 1, now(), '{"format_version": 1}', repeat('x', 100)::bytea
+from generate_series(0, %s::int - 1) n"""
+
+
+@contextmanager
+def broker() -> Iterator[Broker]:
+    try:
+        found = Broker()
+    except KafkaNotFound as missing:
+        raise NotAvailable(str(missing)) from None
+    with found:
+        for topic in TOPICS.values():
+            found.create(topic, 10)
+        yield found
 
 
 def long_history(bench: Bench) -> Figures:
@@ -188,6 +236,8 @@ def _all(futures: Iterator[Future[None]]) -> None:
 def _workloads() -> Iterator[Workload]:
     for n in (10, 50, 200, 500):
         yield Workload(f"steps-{n}", partial(steps, processes=n))
+    yield Workload("published-200", partial(published, processes=200))
+    yield Workload("backlog", backlog)
     for clients in (200, 50):
         yield Workload(f"init-{clients}", partial(init, clients=clients))
     for clients in (50, 1):
