@@ -467,7 +467,7 @@ class Node:
             self._timer,
             self._readers,
             self._modernizing,
-            lambda: self._root is not None and not self._draining,
+            lambda: not (self._draining or self._stopping.is_set()),  # the ports are open before the start has ended
             self._pages.health,
         )
 

@@ -13,6 +13,7 @@ import pytest
 from progressor import Event, ModernizeRequest, Node, Process, RequestTimeout, now
 from tests import stage
 from tests.conftest import Database
+from tests.eventually import eventually
 
 NS = "modern/ns"
 _modernizers: list[Callable[[ModernizeRequest], None]] = []
@@ -25,11 +26,11 @@ def modernize(request: ModernizeRequest, options: Mapping[str, Any], context: by
 
 
 @contextmanager
-def node(database: Database, meanwhile: Callable[[ModernizeRequest], None]) -> Iterator[Node]:
+def node(database: Database, meanwhile: Callable[[ModernizeRequest], None], **more: Any) -> Iterator[Node]:
     _modernizers.append(meanwhile)
     modernizer = {"client": f"{__name__}:modernize", "format_version": 2}
     script = stage.steps(stage.does(b"later"))
-    with stage.node(database, {NS: script}, namespaces={NS: {"modernizer": modernizer}}) as node:
+    with stage.node(database, {NS: script}, namespaces={NS: {"modernizer": modernizer, **more}}) as node:
         yield node
 
 
@@ -71,6 +72,14 @@ def test_steps_go_on_meanwhile(database: Database) -> None:
         put(running, b"old")
         running.client.future.modernize(ns=NS, id="p").result(30)
         assert payloads(running) == [b"new", b"later"]
+
+
+def test_a_cached_namespace_shows_the_newer_representation(database: Database) -> None:
+    with node(database, lambda _: None, storage={"cache": "progressor_db"}) as running:
+        put(running, b"old")
+        assert payloads(running) == [b"old"]
+        running.client.future.modernize(ns=NS, id="p").result(30)
+        eventually(lambda: payloads(running) == [b"new"])
 
 
 def test_it_ends_at_its_deadline_and_goes_on_when_asked_again(database: Database) -> None:
