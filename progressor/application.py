@@ -72,7 +72,8 @@ from progressor.otp import (
 from progressor.processor import Processor
 from progressor.rpc.access import Access
 from progressor.rpc.automaton import Automaton
-from progressor.rpc.http import HttpServer, Pages, StopAccepting
+from progressor.rpc.http import HttpServer, Pages
+from progressor.rpc.listener import StopAccepting
 from progressor.rpc.native import Native
 from progressor.rpc.tcp import TcpServer
 from progressor.storage import migrate

@@ -20,6 +20,7 @@ from typing import Any, Self
 from thrift.Thrift import TApplicationException, TException
 
 from progressor import checks
+from progressor.config import SENDABLE, is_sendable
 from progressor.errors import ConfigError, UnexpectedAnswer
 from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit
 from progressor.rpc import codec, native_types
@@ -31,14 +32,6 @@ from progressor.rpc.gen.native import Progressor as Generated
 from progressor.rpc.gen.native import ttypes as native
 from progressor.verbs import FutureVerbs, Verbs
 
-METHODS = {
-    Op.INIT: "Init",
-    Op.CALL: "Call",
-    Op.NOTIFY: "Notify",
-    Op.REPAIR: "Repair",
-    Op.SIMPLE_REPAIR: "SimpleRepair",
-    Op.REMOVE: "Remove",
-}
 MARGIN = 2.0
 """Seconds beyond its own timeout that the node has for its answer, which says more than ours."""
 
@@ -66,6 +59,8 @@ class Client(Verbs):
         address = read_url(url)
         tls = _context(address, ca, certificate, key)
         self._greets = address.has_tls or not address.is_http
+        if secret is not None and not is_sendable(secret):
+            raise ConfigError([f"secret: expected {SENDABLE}"])
         self._secret = secret
         self._read_timeout = read_timeout
         self._channel = Channel(address, tls, secret, connect_timeout, connections, self._greet)
@@ -171,7 +166,9 @@ class Client(Verbs):
             ns, process_id, args, context, _range(range_), key, native_types.write_seconds(timeout)
         )
         effect = Effect.TWO if key is None else Effect.ONE
-        return native_types.read_answer(self._exchange(METHODS[op], request, timeout=timeout, effect=effect))
+        return native_types.read_answer(
+            self._exchange(native_types.METHODS[op], request, timeout=timeout, effect=effect)
+        )
 
     def _exchange(
         self, method: str, *arguments: Any, timeout: float | None = None, effect: Effect = Effect.NONE

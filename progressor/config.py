@@ -557,7 +557,7 @@ def _tls(reader: _Reader) -> TlsConfig:
 
 def _native(reader: _Reader, tls: TlsConfig | None) -> NativeConfig:
     with reader:
-        secret = _one_secret(reader, "secret", _token)
+        secret = _one_secret(reader, "secret", _sendable)
         clients = frozenset(reader.each("clients", _text, least=1)) if reader.has("clients") else None
     if clients and (tls is None or tls.client_ca is None):
         reader.problem("clients", "needs listen.tls.client_ca, which signs the certificates with these names")
@@ -574,6 +574,14 @@ def _limits(reader: _Reader) -> Limits:
             stall_timeout=table.take("stall_timeout", _duration),
             stop_timeout=table.take("stop_timeout", _duration),
         )
+
+
+SENDABLE: Final = "a secret of letters, digits and signs of ASCII, without spaces"
+
+
+def is_sendable(secret: str) -> bool:
+    """Whether a header of HTTP can carry it."""
+    return bool(secret) and all("!" <= character <= "~" for character in secret)
 
 
 # Reading a table
@@ -864,11 +872,10 @@ def _both(first: _Check[T], second: Callable[[T], T]) -> _Check[T]:
     return lambda value: second(first(value))
 
 
-def _token(value: str) -> str:
-    """A secret that a header of HTTP can carry."""
-    if value and all("!" <= character <= "~" for character in value):
+def _sendable(value: str) -> str:
+    if is_sendable(value):
         return value
-    raise _Wrong("expected a secret of letters, digits and signs of ASCII, without spaces")
+    raise _Wrong(f"expected {SENDABLE}")
 
 
 def _secret_in_environment(value: Any) -> str:

@@ -31,37 +31,25 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from progressor.config import Limits, TlsConfig
 from progressor.metrics import RequestMetrics
 from progressor.model import Health
-from progressor.otp import Actor, Call
+from progressor.otp import Actor
 from progressor.rpc import woody
 from progressor.rpc.access import Caller, peer_names
+from progressor.rpc.address import DEFAULT_PATH
 from progressor.rpc.codec import DecodeError
-from progressor.rpc.listener import bound, listen, tls_context
+from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, listen, tls_context
 
 logger = logging.getLogger(__name__)
 
 PORT = "http"
-PATIENCE = 5.0
-"""Seconds for the loop of the server to hear what it is told."""
 JSON = "application/json"
 
 NAMES = "names"
 """Where the state of a request has the names of its client's certificate."""
-NATIVE_PATH = "/v1/progressor"
 
 Service = Callable[[bytes, woody.Call], Awaitable[tuple[bytes, Mapping[str, str]]]]
 """A message and where it comes from; the reply and its headers. Raises woody.Failure."""
 NativeService = Callable[[bytes, Caller], Awaitable[bytes]]
 """A message and who sent it; the reply. Raises DecodeError."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The server has ended, though nobody told it to."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopAccepting(Call[None]):
-    """Leave new connections to others who listen on the same socket, and end those that ask for nothing now."""
 
 
 class Pages(Protocol):
@@ -110,7 +98,7 @@ class HttpServer(Actor):
         refused = self._requests.refused(PORT)
         routes += [_route(path, _woody(service), self._limits, refused) for path, service in self._services.items()]
         if self._native is not None:
-            routes.append(_route(NATIVE_PATH, _native(self._native), self._limits, refused))
+            routes.append(_route(DEFAULT_PATH, _native(self._native), self._limits, refused))
         self._server = _Server(_configuration(routes, context, self._limits, self._requests))
         self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()

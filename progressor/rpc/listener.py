@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import socket
 import ssl
+from dataclasses import dataclass
 
 from progressor.config import TlsConfig
 from progressor.errors import ProgressorError
+from progressor.otp import Call
 
 BACKLOG = 1024
+PATIENCE = 5.0
+"""Seconds for the loop of a server to hear what it is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The server has ended, though nobody told it to."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAccepting(Call[None]):
+    """Leave new connections to others who listen on the same socket, and end those that ask for nothing now."""
 
 
 class CannotListen(ProgressorError):

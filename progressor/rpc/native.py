@@ -27,14 +27,6 @@ from progressor.rpc.service import NO_ANSWER, OK, member
 logger = logging.getLogger(__name__)
 
 SERVICE, AUTHENTICATE = "Progressor", "Authenticate"
-OPERATIONS = {
-    "Init": Op.INIT,
-    "Call": Op.CALL,
-    "Notify": Op.NOTIFY,
-    "Repair": Op.REPAIR,
-    "SimpleRepair": Op.SIMPLE_REPAIR,
-    "Remove": Op.REMOVE,
-}
 LONGEST_NAME = 100
 
 
@@ -44,7 +36,7 @@ class Native:
         self._access = access
         self._metrics = metrics
         self._methods: dict[str, Callable[[Any], Awaitable[Any]]] = {
-            **{name: partial(self._execute, op) for name, op in OPERATIONS.items()},
+            **{name: partial(self._execute, op) for op, name in native_types.METHODS.items()},
             AUTHENTICATE: self._authenticate,
             "Get": self._get,
             "Put": self._put,
@@ -60,32 +52,39 @@ class Native:
             raise DecodeError("no call")
         began, outcome = self._metrics.began(SERVICE), NO_ANSWER
         try:
-            result, outcome = await self._result(name, body, caller)
-            return codec.encode_message(name, codec.REPLY, seqid, result)
+            reply, outcome = await self._reply(name, seqid, body, caller)
+            return reply
         except TApplicationException as failure:
             return codec.encode_message(name[:LONGEST_NAME], codec.EXCEPTION, seqid, failure)
         finally:
             self._metrics.ended(SERVICE, name if name in self._methods else "", outcome, began)
 
-    async def _result(self, name: str, body: bytes, caller: Caller) -> tuple[Any, str]:
-        """The result of a method, and its outcome for the metrics. Raises TApplicationException."""
+    async def _reply(self, name: str, seqid: int, body: bytes, caller: Caller) -> tuple[bytes, str]:
+        """With its outcome for the metrics. Raises TApplicationException."""
         if name not in self._methods:
             raise TApplicationException(TApplicationException.UNKNOWN_METHOD, f"unknown method {name[:LONGEST_NAME]!r}")
-        result = getattr(Generated, f"{name}_result")()
         try:
-            success = await self._run(name, body, caller)
-            if success is not None:
-                result.success = success
-            return result, OK
-        except ProgressorError as error:
-            return result, _throw(result, error)
-        except CancelledError:
-            return result, _throw(result, RequestTimeout("timeout: the node stops, the outcome is unknown"))
+            result, outcome = await self._result(name, body, caller)
+            return codec.encode_message(name, codec.REPLY, seqid, result), outcome
+        except TApplicationException:
+            raise
         except DecodeError as error:
             raise TApplicationException(TApplicationException.PROTOCOL_ERROR, str(error)) from error
         except Exception as error:
             logger.exception("no answer to a call of %s", name)
             raise TApplicationException(TApplicationException.INTERNAL_ERROR, "internal error") from error
+
+    async def _result(self, name: str, body: bytes, caller: Caller) -> tuple[Any, str]:
+        result = getattr(Generated, f"{name}_result")()
+        try:
+            success = await self._run(name, body, caller)
+        except ProgressorError as error:
+            return result, _throw(result, error)
+        except CancelledError:
+            return result, _throw(result, RequestTimeout("timeout: the node stops, the outcome is unknown"))
+        if success is not None:
+            result.success = success
+        return result, OK
 
     async def _run(self, name: str, body: bytes, caller: Caller) -> Any:
         if name == AUTHENTICATE:

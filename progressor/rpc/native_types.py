@@ -38,6 +38,7 @@ from progressor.model import (
     Event,
     Health,
     Metadata,
+    Op,
     Page,
     Process,
     ProcessStatus,
@@ -50,6 +51,15 @@ from progressor.model import (
 from progressor.rpc.gen.native import ttypes as native
 
 E = TypeVar("E", bound=StrEnum)
+METHODS: Mapping[Op, str] = {
+    Op.INIT: "Init",
+    Op.CALL: "Call",
+    Op.NOTIFY: "Notify",
+    Op.REPAIR: "Repair",
+    Op.SIMPLE_REPAIR: "SimpleRepair",
+    Op.REMOVE: "Remove",
+}
+"""Those that take a Request."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 

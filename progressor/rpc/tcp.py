@@ -24,8 +24,7 @@ from progressor.metrics import RequestMetrics
 from progressor.otp import Actor
 from progressor.rpc.access import Caller, peer_names
 from progressor.rpc.codec import DecodeError
-from progressor.rpc.http import PATIENCE, StopAccepting, Stopped
-from progressor.rpc.listener import bound, listen, tls_context
+from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, listen, tls_context
 
 PORT = "thrift"
 HEAD = struct.Struct(">i")

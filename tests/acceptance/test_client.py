@@ -443,6 +443,13 @@ def test_a_wrong_url_is_refused_with_the_part_that_is_wrong(url: str) -> None:
     assert str(caught.value) == WRONG[url]
 
 
+@pytest.mark.parametrize("secret", ["", "two words", "line\n", "é"])
+def test_a_secret_that_no_header_can_carry_is_refused_and_not_shown(secret: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Client("http://h", secret=secret)
+    assert str(caught.value) == "secret: expected a secret of letters, digits and signs of ASCII, without spaces"
+
+
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^ca: goes with thrifts:// only"):
         Client("thrift://h:1", ca="ca.pem")
