@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from progressor.storage.embedded import EmbeddedPostgres
-from tests.acceptance.nodes import FREE_PORT, ROOT, NodeProcess, as_toml, config, started
+from tests.acceptance.nodes import FREE_PORT, NS, ROOT, NodeProcess, as_toml, config, started
 from tests.acceptance.test_remote_processor import free_port
-from tests.conftest import fresh_database
+from tests.conftest import Database, fresh_database
 from tests.eventually import eventually
 
 DOCUMENT = ROOT / "docs" / "cli.md"
@@ -230,6 +230,23 @@ def test_a_wrong_secret_and_one_in_a_file(progressor: Command, tmp_path: Path) -
     file = tmp_path / "secret"
     file.write_text("open-sesame\n")
     assert wrong("health", ECHO, "--secret-file", str(file)).startswith("passing")
+
+
+@pytest.mark.parametrize("port", ["http", "thrift"])
+def test_certificates(database: Database, certificates: Path, tmp_path: Path, port: str) -> None:
+    settings = config(database.conninfo, tmp_path)
+    files = {"certificate": "node.pem", "key": "node.key", "client_ca": "ca.pem"}
+    settings["listen"] |= {"thrift": FREE_PORT, "tls": {key: str(certificates / name) for key, name in files.items()}}
+    file = tmp_path / "sys.toml"
+    file.write_text(as_toml(settings))
+    ours = {"CA": "ca.pem", "CERTIFICATE": "client.pem", "KEY": "client.key"}
+    with started(tmp_path / "log", "--config", file) as node:
+        node.wait_ready()
+        url = node.url if port == "http" else node.thrift_url
+        known = Command(url, **{f"PROGRESSOR_{name}": str(certificates / file) for name, file in ours.items()})
+        assert known("health", NS) == "passing\n"
+        assert "certificate verify failed" in Command(url).error("health", NS, status=3)
+        Command(url, PROGRESSOR_CA=str(certificates / "ca.pem")).error("health", NS, status=3)
 
 
 def test_a_reader_that_has_enough(progressor: Command) -> None:

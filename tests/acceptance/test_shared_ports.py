@@ -19,7 +19,18 @@ from progressor.rpc import codec
 from progressor.rpc.gen.msgpack.ttypes import Value
 from progressor.rpc.gen.state_processing import Automaton
 from progressor.rpc.gen.state_processing import ttypes as mg
-from tests.acceptance.nodes import NS, WOODY_IDS, Gates, NodeProcess, as_toml, automaton, config, is_alive, started
+from tests.acceptance.nodes import (
+    FREE_PORT,
+    NS,
+    WOODY_IDS,
+    Gates,
+    NodeProcess,
+    as_toml,
+    automaton,
+    config,
+    is_alive,
+    started,
+)
 from tests.conftest import Database
 from tests.eventually import eventually
 
@@ -34,6 +45,7 @@ def gates(tmp_path: Path) -> Gates:
 @pytest.fixture
 def starting(database: Database, tmp_path: Path) -> Iterator[NodeProcess]:
     settings = config(database.conninfo, tmp_path)
+    settings["listen"]["thrift"] = FREE_PORT
     settings["progressor"]["namespaces"][ECHO] = {"processor": {"client": "echo"}, "worker_pool_size": 4}
     file = tmp_path / "sys.toml"
     file.write_text(as_toml(settings))
@@ -138,13 +150,12 @@ def test_every_process_serves_the_automaton_and_speaks_for_all(fleet: NodeProces
 
 
 def test_the_native_service_speaks_for_all_too(fleet: NodeProcess) -> None:
-    with Client(fleet.url) as client:
-        status, details = client.health_check([ECHO])
-    assert status is Health.PASSING
-    assert {name: list(found["details"]) for name, found in details.items()} == {
-        "process 0": [ECHO],
-        "process 1": [ECHO],
-    }
+    for url in (fleet.url, fleet.thrift_url):
+        with Client(url) as client:
+            status, details = client.health_check([ECHO])
+        assert status is Health.PASSING
+        namespaces = {name: list(found["details"]) for name, found in details.items()}
+        assert namespaces == {"process 0": [ECHO], "process 1": [ECHO]}
 
 
 def test_a_process_that_is_killed_takes_only_its_own_connections_with_it(fleet: NodeProcess) -> None:
