@@ -8,7 +8,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 PYTEST  := $(BIN)/python -m pytest
 SOURCES := progressor processors tests scripts
-OTHER   := tests/integration/storage
+OTHER   := tests/integration/storage tests/integration/cache
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types layers unit integration acceptance chaos other-postgres test verify check \
@@ -46,7 +46,7 @@ layers: setup ## Check that imports point one way
 unit: setup ## Tests without a server
 	$(PYTEST) tests/unit $(ARGS)
 
-integration: setup ## Tests on a real PostgreSQL; those of the storage also on the bundled version 18
+integration: setup ## Tests on a real PostgreSQL; those of storage and cache also on the bundled version 18
 	$(PYTEST) tests/integration $(ARGS)
 	@$(MAKE) --no-print-directory other-postgres
 
@@ -57,7 +57,7 @@ chaos: setup ## Tests that kill nodes and servers
 	$(PYTEST) tests/chaos $(ARGS)
 
 other-postgres: setup
-	@if [ -d $(OTHER) ]; then set -x; $(PYTEST) $(OTHER) --postgres-bin bundled:18 $(ARGS); fi
+	$(PYTEST) $(OTHER) --postgres-bin bundled:18 $(ARGS)
 
 test: setup ## All tests
 	$(PYTEST) $(ARGS)

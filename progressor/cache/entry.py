@@ -14,7 +14,7 @@ from progressor.cache.snapshot import Snapshot
 from progressor.engine.history import History, bounds
 from progressor.model import Direction, Event, Process, Range
 
-OVERHEAD = 1500
+OVERHEAD = 600
 """Bytes that an entry takes beyond its events and its state; a rough figure."""
 METADATA_WEIGHT = 4
 """Bytes in memory for each character of metadata; a rough figure."""

@@ -290,6 +290,10 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         BASE + "storage.client = 'mysql'",
         [f'{X}.storage.client: expected "postgres", got "mysql"'],
     ),
+    "a cache that is fed by another database": (
+        BASE + "storage.cache = 'db2'\n[databases.db2]\ndatabase = 'other'\nusername = 'u'",
+        [f'{X}.storage.cache: expected the database of the pools, got "db2", which is another one than "db"'],
+    ),
     "a cache of an unknown database": (
         BASE + "storage.cache = 'dba'",
         [f'{X}.storage.cache: no database "dba" in [databases], did you mean "db"?'],

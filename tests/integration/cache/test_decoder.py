@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -48,16 +49,17 @@ class Tape:
         self._connection = connection
         self._binary = "true" if binary else "false"
         self._decoder = Decoder()
-        connection.execute("select pg_create_logical_replication_slot('tape', 'pgoutput', true)")
+        self._slot = f"tape_{secrets.token_hex(4)}"
+        connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput', true)", [self._slot])
 
     def messages(self) -> list[Message]:
         """Those since the last time."""
         query = (
-            "select data from pg_logical_slot_get_binary_changes('tape', null, null,"
+            "select data from pg_logical_slot_get_binary_changes(%s, null, null,"
             " 'proto_version', '1', 'publication_names', %s, 'binary', %s)"
         )
         publications = '"' + publication.name(NS).replace('"', '""') + '"'
-        found = self._connection.execute(query, [publications, self._binary]).fetchall()
+        found = self._connection.execute(query, [self._slot, publications, self._binary]).fetchall()
         decoded = (self._decoder.decode(data) for (data,) in found)
         return [message for message in decoded if message is not None]
 

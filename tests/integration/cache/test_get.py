@@ -16,7 +16,7 @@ from progressor.storage import sql
 from tests import stage
 from tests.conftest import Database
 from tests.eventually import eventually
-from tests.integration.cache.conftest import NS, Cached, cached_theatre
+from tests.integration.cache.nodes import NS, Cached, cached_theatre
 from tests.stage import Play, Theatre, does, fails
 
 BOUNDS = [None, 0, 1, 2, 5, 6, 2**63 - 1]
