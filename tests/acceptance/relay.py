@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from threading import Thread
 
+from tests.acceptance.frames import frame, read_frame
+
 
 class Loss(Enum):
     REQUEST = auto()
@@ -17,7 +19,7 @@ class Loss(Enum):
 
 
 class Relay:
-    """Counts the requests in which `marked` stands, and loses the first of those for which there is a loss."""
+    """Loses requests, or their answers, when it is told to."""
 
     def __init__(self, node_url: str) -> None:
         host, port = node_url.removeprefix("thrift://").split(":")
@@ -35,6 +37,7 @@ class Relay:
         return f"thrift://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def lose(self, marked: bytes, loss: Loss) -> None:
+        """The next request in which `marked` stands."""
         self.losses.append((marked, loss))
 
     def cut(self) -> None:
@@ -64,15 +67,15 @@ class Relay:
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError, EOFError), client, socket.create_connection(self._node) as node:
             while True:
-                request = _frame(client)
+                request = read_frame(client)
                 loss = self._take_loss(request)
                 if loss is Loss.REQUEST:
                     return
-                node.sendall(request)
-                answer = _frame(node)
+                node.sendall(frame(request))
+                answer = read_frame(node)
                 if loss is Loss.ANSWER:
                     return
-                client.sendall(answer)
+                client.sendall(frame(answer))
 
     def _take_loss(self, request: bytes) -> Loss | None:
         for rule in self.losses:
@@ -89,18 +92,3 @@ def relaying(node_url: str) -> Iterator[Relay]:
         yield relay
     finally:
         relay.close()
-
-
-def _frame(connection: socket.socket) -> bytes:
-    head = _exactly(connection, 4)
-    return head + _exactly(connection, int.from_bytes(head, "big"))
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = connection.recv(size - len(data))
-        if not more:
-            raise EOFError
-        data += more
-    return data

@@ -20,6 +20,7 @@ from progressor.rpc.gen.native import Progressor as Native
 from progressor.rpc.gen.native import ttypes as t
 from progressor.rpc.native_types import write_instant
 from progressor.storage.embedded import EmbeddedPostgres
+from tests.acceptance.frames import frame, read_frame
 from tests.acceptance.nodes import FREE_PORT, NS, Gates, NodeProcess, as_toml, config, native, started
 from tests.conftest import fresh_database
 from tests.eventually import eventually
@@ -350,10 +351,11 @@ def exchange(node: NodeProcess, transport: str, message: bytes) -> bytes:
         return reply
     host, port = node.thrift_url.removeprefix("thrift://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as plain:
-        plain.sendall(len(message).to_bytes(4, "big") + message)
-        plain.shutdown(socket.SHUT_WR)
-        reply = b"".join(iter(lambda: plain.recv(65536), b""))
-        return reply[4:]
+        plain.sendall(frame(message))
+        try:
+            return read_frame(plain)
+        except (EOFError, ConnectionResetError):
+            return b""
 
 
 def call(name: bytes, body: bytes = b"\0", kind: int = 1) -> bytes:

@@ -17,6 +17,7 @@ from progressor.rpc import codec
 from progressor.rpc.gen.native import Progressor as Native
 from progressor.rpc.gen.native import ttypes as t
 from progressor.storage.embedded import EmbeddedPostgres
+from tests.acceptance.frames import frame, read_frame
 from tests.acceptance.nodes import FREE_PORT, NodeProcess, as_toml, config, native, started
 from tests.acceptance.test_http_fuzz import CLIENTS, REQUESTS, figures, mutated
 from tests.acceptance.test_http_fuzz import send as send_all
@@ -62,10 +63,6 @@ def node(postgres_server: EmbeddedPostgres, tmp_path: Path) -> Iterator[NodeProc
             yield node
 
 
-def frame(message: bytes) -> bytes:
-    return len(message).to_bytes(4, "big") + message
-
-
 class Stream:
     """A connection that is opened anew when the node has ended it."""
 
@@ -77,23 +74,13 @@ class Stream:
         """One frame is answered by one frame, or by the end of the connection."""
         try:
             self._connection.sendall(frame(message))
-            head = self._read(4)
-            self._read(int.from_bytes(head, "big"))
+            read_frame(self._connection)
         except (ConnectionError, EOFError):
             self.close()
             self._connection = socket.create_connection(self._address, timeout=60)
 
     def close(self) -> None:
         self._connection.close()
-
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self._connection.recv(size - len(data))
-            if not more:
-                raise EOFError
-            data += more
-        return data
 
 
 def fuzz(node: NodeProcess, seed: int) -> None:

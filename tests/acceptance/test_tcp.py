@@ -16,6 +16,7 @@ from progressor.rpc import codec
 from progressor.rpc.gen.native import Progressor as Native
 from progressor.rpc.gen.native import ttypes as t
 from progressor.storage.embedded import EmbeddedPostgres
+from tests.acceptance.frames import frame, read_frame
 from tests.acceptance.nodes import FREE_PORT, NS, Gates, NodeProcess, as_toml, config, native, started
 from tests.acceptance.test_http_fuzz import figures
 from tests.conftest import Database, fresh_database
@@ -63,10 +64,6 @@ def health(node: NodeProcess) -> bool:
         return bool(client.HealthCheck([NS]).health == t.Health.passing)
 
 
-def frame(message: bytes) -> bytes:
-    return len(message).to_bytes(4, "big") + message
-
-
 GOOD = frame(codec.encode_message("HealthCheck", codec.CALL, 1, Native.HealthCheck_args([NS])))
 
 
@@ -86,7 +83,7 @@ def is_ended(connection: socket.socket) -> bool:
         b"\0\0\0\0",
         b"\x7f\xff\xff\xff" + b"x" * 1000,
         b"\xff\xff\xff\xff",
-        (LIMITS_BYTES := b"\0\x0f\x42\x41") + b"x",
+        b"\0\x0f\x42\x41x",
         frame(b"garbage"),
         frame(b"\x80\x01\0\x01\x7f\xff\xff\xffx"),
         GOOD[4:],
@@ -121,11 +118,9 @@ def test_frames_in_pieces_and_many_in_one(node: NodeProcess) -> None:
     with connect(node) as client:
         for at in range(len(GOOD)):
             client.sendall(GOOD[at : at + 1])
-        answer = client.recv(10_000)
+        assert read_frame(client)
         client.sendall(GOOD * 5)
-        received = b""
-        while len(received) < 5 * len(answer) - 100:  # details differ by some digits
-            received += client.recv(10_000)
+        assert all(read_frame(client) for _ in range(5))
 
 
 def test_who_never_reads_is_cut_off(node: NodeProcess) -> None:
@@ -188,9 +183,7 @@ def test_two_thousand_callers_wait_at_once(database: Database, gates: Gates, tmp
 
 
 def answered(connection: socket.socket) -> Any:
-    head = connection.recv(4, socket.MSG_WAITALL)
-    message = connection.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
-    result: Any = codec.decode(Native.Call_result, codec.message_head(message)[3])
+    result: Any = codec.decode(Native.Call_result, codec.message_head(read_frame(connection))[3])
     assert result.success is not None, result
     return result.success
 
