@@ -1,7 +1,7 @@
 """The documentation tells the truth: its examples run, its files exist, its tables are complete.
 
 A comment on the line before a fenced block marks it: `<!-- run -->` runs it, `<!-- file: NAME -->` puts it beside the
-blocks that run. The database of a configuration becomes that of the test.
+blocks that run. The database of a configuration becomes that of the test, and so does the broker.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ CODE = sorted(
     path for folder in ("progressor", "processors", "scripts") for path in (TOP / folder).rglob("*.[ps][yq]*")
 )
 DEMO_PATIENCE = 100
+BROKER = "127.0.0.1:9092"
+"""In examples: that of the tests."""
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -101,14 +103,15 @@ def on(database: Database, toml: str) -> str:
 
 
 @pytest.mark.parametrize("document", RUNNABLE, ids=name)
-def test_the_examples_run(document: Path, desk: Path, database: Database) -> None:
+def test_the_examples_run(document: Path, desk: Path, database: Database, request: pytest.FixtureRequest) -> None:
+    broker = request.getfixturevalue("kafka").endpoint if BROKER in document.read_text() else BROKER
     scope: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(document):
+        text = block.text.replace(BROKER, broker)
         if block.file is not None:
-            text = on(database, block.text) if block.language == "toml" else block.text
-            (desk / block.file).write_text(text)
+            (desk / block.file).write_text(on(database, text) if block.language == "toml" else text)
         elif block.mark == "run":
-            exec(compile(block.text, f"<an example in {name(document)}>", "exec"), scope)
+            exec(compile(text, f"<an example in {name(document)}>", "exec"), scope)
 
 
 def test_there_are_examples_that_run() -> None:
