@@ -165,6 +165,7 @@ class _Connection:
         self._caller = Caller(peer_names(writer.transport))
         self._is_idle = False
         self._deadline = math.inf
+        self._unread = 0
         self._loop = asyncio.get_running_loop()
         self._look()
         writer.transport.set_write_buffer_limits(high=0)  # else the last answers wait for ever in our memory
@@ -205,9 +206,11 @@ class _Connection:
         self._deadline = self._loop.time() + seconds
 
     def _look(self) -> None:
-        if self._loop.time() >= self._deadline:
-            if not self._is_idle:
-                self._stalled.inc()
-            self._writer.transport.abort()
+        before, self._unread = self._unread, self._writer.transport.get_write_buffer_size()
+        reads_on = 0 < self._unread < before
+        if self._loop.time() < self._deadline or reads_on:
+            self._watch = self._loop.call_later(self._limits.stall_timeout, self._look)
             return
-        self._watch = self._loop.call_later(self._limits.stall_timeout, self._look)
+        if not self._is_idle:
+            self._stalled.inc()
+        self._writer.transport.abort()

@@ -420,29 +420,6 @@ def test_a_step_that_ends_while_the_node_stops(database: Database, tmp_path: Pat
 # What it is given
 
 
-WRONG = {
-    "127.0.0.1:8023": "url: expected one of thrift://, thrifts://, http://, https://, got ''",
-    "ftp://h:1": "url: expected one of thrift://, thrifts://, http://, https://, got 'ftp'",
-    "thrift://h": "url: expected a port from 1 to 65535 behind the host h",
-    "thrift://h:0": "url: expected a port from 1 to 65535 behind the host h",
-    "http://h:65536": "url: expected a port from 1 to 65535 behind the host h",
-    "thrift://h:port": "url: expected a port from 1 to 65535 behind the host h",
-    "thrift://:1": "url: there is no host behind thrift://",
-    "http://": "url: there is no host behind http://",
-    "thrift://h:1/path": "url: expected nothing behind thrift://h:1",
-    "http://h/path?query": "url: expected nothing behind http://h",
-    "http://user:hunter2@h": "url: a user or a password has no place in it: give the secret by itself",
-    "http://[::1": "url: Invalid IPv6 URL",
-}
-
-
-@pytest.mark.parametrize("url", WRONG)
-def test_a_wrong_url_is_refused_with_the_part_that_is_wrong(url: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Client(url)
-    assert str(caught.value) == WRONG[url]
-
-
 @pytest.mark.parametrize("secret", ["", "two words", "line\n", "é"])
 def test_a_secret_that_no_header_can_carry_is_refused_and_not_shown(secret: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from tests.acceptance.test_http_fuzz import figures
 from tests.conftest import Database, fresh_database
 from tests.eventually import eventually
 
-LIMITS = {"request_bytes": 1_000_000, "connections": 40, "idle_timeout": 3, "stall_timeout": 0.5, "stop_timeout": 1}
+LIMITS = {"request_bytes": 1_000_000, "connections": 40, "idle_timeout": 3, "stall_timeout": 1, "stop_timeout": 1}
 BIG = b"x" * 900_000
 
 
@@ -136,6 +138,26 @@ def test_who_never_reads_is_cut_off(node: NodeProcess) -> None:
         eventually(lambda: connections(node) >= 10)
         assert health(node)
         eventually(lambda: connections(node) == 0)
+
+
+def test_who_reads_slowly_is_not_cut_off(node: NodeProcess) -> None:
+    with native(node, "thrift") as client:
+        for n in range(10):
+            client.Put(t.PutRequest(NS, f"slow{n}", t.NewProcess(aux_state=BIG)))
+    ask = frame(codec.encode_message("List", codec.CALL, 1, Native.List_args(t.ListRequest(NS, id_prefix="slow"))))
+    pause = Event()
+    with connect(node) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        slow.sendall(ask)
+        left = int.from_bytes(slow.recv(4), "big")
+        assert left > 10 * len(BIG)
+        began = monotonic()
+        while left:
+            pause.wait(0.02)
+            got = len(slow.recv(min(left, 60_000)))
+            assert got, "it was cut off"
+            left -= got
+        assert monotonic() - began > 2 * LIMITS["stall_timeout"]
 
 
 def test_who_cuts_the_connection(node: NodeProcess) -> None:
