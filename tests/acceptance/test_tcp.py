@@ -169,7 +169,7 @@ def test_who_cuts_the_connection(node: NodeProcess) -> None:
 
 def test_too_many_connections(node: NodeProcess) -> None:
     with ExitStack() as stack:
-        crowd = [stack.enter_context(connect(node)) for _ in range(LIMITS["connections"])]  # type: ignore[call-overload]
+        crowd = [stack.enter_context(connect(node)) for _ in range(LIMITS["connections"])]
         eventually(lambda: connections(node) == LIMITS["connections"])
         with connect(node) as one_more:
             assert is_ended(one_more)
