@@ -58,6 +58,15 @@ ALWAYS: Mapping[str, str] = {
         select p.process_id, p.status from {processes} p where p.status = 'init' and not exists (
           select from {tasks} t where t.process_id = p.process_id and t.task_type = 'init'
             and t.status in ('waiting', 'running'))""",
+    "an event is told once": """
+        select process_id, event_id, count(*) from (
+          select process_id, event_id, timestamp from {outbox} where notice = 'event' union all
+          select process_id, event_id, timestamp from {dead_letters} where notice = 'event') messages
+        group by process_id, event_id, timestamp having count(*) > 1""",
+    "what waits to be sent waits for a dead letter": """
+        select process_id, message_id from {dead_letters} d where refusal is null and not ready and not exists (
+          select from {dead_letters} b
+          where b.process_id = d.process_id and b.refusal is not null and b.message_id < d.message_id)""",
     "no timer runs early": """
         select process_id, task_id, scheduled_time, running_time from {tasks}
         where task_type in ('timeout', 'remove') and status = 'finished' and running_time < scheduled_time""",

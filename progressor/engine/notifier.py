@@ -25,6 +25,8 @@ from progressor.otp import Actor, Timer
 logger = logging.getLogger(__name__)
 
 POLL = 0.5
+STAND_BY = 1.0
+"""Seconds between attempts to become the publisher."""
 JITTER = 0.2
 LOOK = 1.0
 """Seconds between looks at how much there is."""
@@ -120,6 +122,7 @@ class Notifier(Actor):
                     publish()
         except StorageError as error:
             self._lead_again = self._fails(str(error))
+            self._standing.retire()
         except Exception as error:
             logger.exception("%s: publishing failed", self._ns)
             self._fails(f"{type(error).__name__}: {error}")
@@ -132,9 +135,15 @@ class Notifier(Actor):
             self._look_now_and_then()
             self._standing.leads = True
         if not leads:
-            self._standing.retire()
-            self._lead_again = monotonic() + POLL / 2  # what wakes it now is for another node
+            self._retire()
+            self._lead_again = monotonic() + STAND_BY
         return leads
+
+    def _retire(self) -> None:
+        """Another node publishes, so what troubled this one is over."""
+        self._standing.retire()
+        self._standing.trouble = None
+        self._failures = 0
 
     def _publish(self, most: float) -> None:
         """Until nothing is left, or nothing goes any more; or so many that nobody waits for the others."""
