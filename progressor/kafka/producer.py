@@ -208,17 +208,17 @@ class KafkaPublisher:
                 raise Unavailable(f"no acknowledgement from {self._endpoints} for {PATIENCE:g} s")
 
     def _without_culprit(
-        self, records: Sequence[_Record], round_: _Round, culprit: int, error: KafkaError
+        self, records: Sequence[_Record], round_: _Round, message_id: int, error: KafkaError
     ) -> list[_Record]:
         """What is still to be sent. Raises Unavailable when it is not for a message that the broker refused them."""
         if not self._one_by_one and error.code() in (*_OF_THE_MESSAGE, *_OF_THE_PRODUCER):
             self._send_one_by_one(True)
             return list(records)
+        culprit = next(record for record in records if record.message_id == message_id)
         if error.code() not in _OF_THE_MESSAGE:
-            raise Unavailable(error.str())
-        round_.refused[culprit] = error.str()
-        blocked = next(record.process_id for record in records if record.message_id == culprit)
-        return [record for record in records if record.process_id != blocked]
+            raise Unavailable(f"the topic {culprit.topic!r}: {error.str()}")
+        round_.refused[message_id] = error.str()
+        return [record for record in records if record.process_id != culprit.process_id]
 
     def _send_one_by_one(self, one_by_one: bool) -> None:
         if self._one_by_one != one_by_one:

@@ -92,22 +92,19 @@ def _fetch() -> None:
 
 
 class Broker:
-    """A server that runs from the making to `close`; `settings` are those of server.properties."""
+    """A server that runs from the making to `close`.
 
-    def __init__(self, **settings: str | int) -> None:
+    `users` with their passwords may log in at `login_endpoint`, by SASL's PLAIN, and do only what they are allowed to.
+    Who comes to `endpoint` may do everything.
+    """
+
+    def __init__(self, users: Mapping[str, str] | None = None) -> None:
         """Raises KafkaNotFound."""
         self._jars = jars()
         self.home = Path(tempfile.mkdtemp(prefix="progressor-kafka-"))
-        self.port, controller = free_port(), free_port()
-        listeners = f"PLAINTEXT://{self.endpoint},CONTROLLER://127.0.0.1:{controller}"
-        places = {
-            "listeners": listeners,
-            "advertised.listeners": f"PLAINTEXT://{self.endpoint}",
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "log.dirs": self.home / "data",
-        }
-        lines = [f"{name}={value}\n" for name, value in {**SETTINGS, **places, **settings}.items()]
-        self._properties.write_text("".join(lines))
+        self.port, self._controller_port, self._login_port = free_port(), free_port(), free_port()
+        settings = {**SETTINGS, **self._places(), **({} if users is None else self._logins(users))}
+        self._properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         try:
             self._java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", self._properties).wait()
             self.start()
@@ -126,6 +123,10 @@ class Broker:
     @property
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def login_endpoint(self) -> str:
+        return f"127.0.0.1:{self._login_port}"
 
     @property
     def pid(self) -> int:
@@ -196,6 +197,28 @@ class Broker:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home, start_new_session=True
             )
+
+    def _places(self) -> Mapping[str, str]:
+        controller = f"127.0.0.1:{self._controller_port}"
+        return {
+            "listeners": f"PLAINTEXT://{self.endpoint},CONTROLLER://{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.endpoint}",
+            "controller.quorum.voters": f"1@{controller}",
+            "log.dirs": str(self.home / "data"),
+        }
+
+    def _logins(self, users: Mapping[str, str]) -> Mapping[str, str]:
+        login = f",SASL_PLAINTEXT://{self.login_endpoint}"
+        known = " ".join(f'user_{user}="{password}"' for user, password in users.items())
+        return {
+            **{name: self._places()[name] + login for name in ("listeners", "advertised.listeners")},
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl_plaintext.plain.sasl.jaas.config":
+                f"org.apache.kafka.common.security.plain.PlainLoginModule required {known};",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+        }  # fmt: skip
 
     @property
     def _properties(self) -> Path:
