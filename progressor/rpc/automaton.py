@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from asyncio import wrap_future
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from thrift.Thrift import TException
@@ -29,11 +30,14 @@ from progressor.errors import (
 )
 from progressor.metrics import RequestMetrics
 from progressor.rpc import values, woody
+from progressor.rpc.aside import MUCH, aside
 from progressor.rpc.gen.state_processing import Automaton as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.machine import machine, to_range
 from progressor.rpc.service import Method, Service
 
+EVENT_OVERHEAD = 500
+"""Bytes that an event without a payload counts for."""
 _THROWN: Mapping[type[ProgressorError], type[TException]] = {
     NamespaceNotFound: mg.NamespaceNotFound,
     ProcessNotFound: mg.MachineNotFound,
@@ -63,16 +67,16 @@ class Automaton(Service):
         super().__init__(Generated, {name: _method(verb) for name, verb in verbs.items()}, metrics)
 
     async def _start(self, given: Any, call: woody.Call) -> None:
-        args = self._args(given.ns, given.a)
+        args = await self._args(given.ns, given.a)
         await wrap_future(self._client.init(ns=given.ns, id=given.id, args=args, **_options(call)))
 
     async def _call(self, given: Any, call: woody.Call) -> Any:
-        args = self._args(given.desc.ns, given.a)
-        return values.load(await wrap_future(self._client.call(**_where(given.desc), args=args, **_options(call))))
+        args = await self._args(given.desc.ns, given.a)
+        return await _value(self._client.call(**_where(given.desc), args=args, **_options(call)))
 
     async def _repair(self, given: Any, call: woody.Call) -> Any:
-        args = self._args(given.desc.ns, given.a)
-        return values.load(await wrap_future(self._client.repair(**_where(given.desc), args=args, **_options(call))))
+        args = await self._args(given.desc.ns, given.a)
+        return await _value(self._client.repair(**_where(given.desc), args=args, **_options(call)))
 
     async def _simple_repair(self, given: Any, call: woody.Call) -> None:
         await wrap_future(self._client.simple_repair(ns=given.ns, id=given.ref.id, **_options(call)))
@@ -81,13 +85,14 @@ class Automaton(Service):
         where = _where(given.desc)
         process = await wrap_future(self._client.get(**where, timeout=_timeout(call)))
         timer = await wrap_future(self._client.timer(ns=where["ns"], id=where["id"]))
-        return machine(where["ns"], process, timer)
+        size = sum(len(event.payload) + EVENT_OVERHEAD for event in process.history)
+        return await aside(size, machine, where["ns"], process, timer)
 
     async def _remove(self, given: Any, call: woody.Call) -> None:
         await wrap_future(self._client.remove(ns=given.ns, id=given.id, **_options(call)))
 
     async def _notify(self, given: Any, call: woody.Call) -> Any:
-        args = self._args(given.desc.ns, given.a)
+        args = await self._args(given.desc.ns, given.a)
         told = self._client.notify(**_where(given.desc), args=args, **_options(call))
         task_id: int = await wrap_future(told)
         return mg.NotifyResponse(id=str(task_id))
@@ -101,8 +106,20 @@ class Automaton(Service):
         except ProcessorError as error:
             raise woody.unexpected(error.reason) from error
 
-    def _args(self, ns: str, value: Any) -> bytes:
-        return values.store(value, self._dialects.get(ns, Dialect.PLAIN))
+    async def _args(self, ns: str, value: Any) -> bytes:
+        return await aside(_size(value), values.store, value, self._dialects.get(ns, Dialect.PLAIN))
+
+
+def _size(value: Any) -> int:
+    """Of a Value; who holds others may be of any size."""
+    if value.obj is not None or value.arr is not None:
+        return MUCH
+    return len(value.bin or value.str or "")
+
+
+async def _value(response: Future[bytes | None]) -> Any:
+    stored = await wrap_future(response)
+    return await aside(len(stored or b""), values.load, stored)
 
 
 def _where(descriptor: Any) -> dict[str, Any]:

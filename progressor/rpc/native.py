@@ -20,6 +20,7 @@ from progressor.metrics import RequestMetrics
 from progressor.model import Op
 from progressor.rpc import codec, native_types
 from progressor.rpc.access import Access, Caller
+from progressor.rpc.aside import aside
 from progressor.rpc.codec import DecodeError
 from progressor.rpc.gen.native import Progressor as Generated
 from progressor.rpc.service import NO_ANSWER, OK, member
@@ -88,9 +89,9 @@ class Native:
 
     async def _run(self, name: str, body: bytes, caller: Caller) -> Any:
         if name == AUTHENTICATE:
-            caller.secret = _arguments(name, body).secret
+            caller.secret = (await _arguments(name, body)).secret
         self._access.check(caller)
-        return await self._methods[name](_arguments(name, body))
+        return await self._methods[name](await _arguments(name, body))
 
     async def _authenticate(self, given: Any) -> None:
         """It has been looked at when this is called, as before any other method."""
@@ -144,9 +145,9 @@ class Native:
         return native_types.write_health(*await wrap_future(self._client.health_check(given.namespaces)))
 
 
-def _arguments(name: str, body: bytes) -> Any:
+async def _arguments(name: str, body: bytes) -> Any:
     """Raises DecodeError."""
-    given: Any = codec.decode(getattr(Generated, f"{name}_args"), body)
+    given: Any = await aside(len(body), codec.decode, getattr(Generated, f"{name}_args"), body)
     if any(argument is None for argument in vars(given).values()):
         raise DecodeError("an argument is missing")
     return given

@@ -10,6 +10,7 @@ from thrift.Thrift import TException
 
 from progressor.metrics import RequestMetrics
 from progressor.rpc import codec, woody
+from progressor.rpc.aside import aside
 from progressor.rpc.codec import DecodeError, NotStrict
 
 OK, NO_ANSWER = "ok", "no answer"
@@ -31,7 +32,7 @@ class Service:
         """The reply and its headers. Raises woody.Failure."""
         began, name, outcome = self._metrics.began(self._name), "", NO_ANSWER
         try:
-            name, kind, seqid, arguments = self._read(message)
+            name, kind, seqid, arguments = await self._read(message)
             reply, headers = await self._reply(name, seqid, arguments, call)
             outcome = headers.get(woody.ERROR_REASON, OK)
         except woody.Failure as failure:
@@ -56,7 +57,7 @@ class Service:
         except ValueError as error:
             raise woody.unexpected(str(error)) from error
 
-    def _read(self, message: bytes) -> tuple[str, int, int, Any]:
+    async def _read(self, message: bytes) -> tuple[str, int, int, Any]:
         if not message:
             raise woody.bad_request("body empty")
         if len(message) < 4:
@@ -69,7 +70,7 @@ class Service:
                 raise woody.bad_request("thrift: multiplexing (not supported)")
             if name not in self._methods:
                 raise woody.bad_request(f"thrift: unknown function: {name}")
-            arguments = codec.decode(getattr(self._module, f"{name}_args"), body)
+            arguments = await aside(len(body), codec.decode, getattr(self._module, f"{name}_args"), body)
         except NotStrict as error:
             raise woody.bad_request(f"thrift: {error}") from error
         except DecodeError as error:

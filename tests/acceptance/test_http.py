@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -123,3 +124,19 @@ def until_cut_off(client: socket.socket) -> bytes:
 def connect(node: NodeProcess) -> socket.socket:
     host, port = node.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=30)
+
+
+@pytest.mark.parametrize("fill", ["values", "replaced"])
+def test_a_request_that_takes_long_to_decode_holds_up_nobody(node: NodeProcess, fill: str) -> None:
+    count = 300_000
+    namespace = b"n" if fill == "values" else "\ufffd".encode()  # what has this is decoded twice
+    text = b"\x0b\0\1" + struct.pack(">i", len(namespace)) + namespace
+    flags = b"\x0f\0\x08\x0c" + struct.pack(">i", count) + b"\x02\0\x02\1\0" * count + b"\0"
+    message = b"\x80\1\0\1\0\0\0\5Start\0\0\0\0" + text + b"\x0c\0\3" + flags + b"\0"
+    with connect(node) as client:
+        client.sendall(POST % len(message) + message)
+        others = 0
+        while not select.select([client], [], [], 0)[0]:
+            others += node.get("/ready").status == 200
+        assert others > 10  # not just those before and behind it
+        assert b"a required argument is missing" in client.recv(1000)
