@@ -17,7 +17,7 @@ from time import monotonic
 from progressor.engine.directory import Directory, Role
 from progressor.engine.lease import Lease
 from progressor.engine.messages import Publish, Settle
-from progressor.engine.ports import Backlog, Message, Notice, Outbox, Published, Publisher, Unpublished
+from progressor.engine.ports import Backlog, Notice, Outbox, Published, Publisher, Unpublished
 from progressor.errors import StorageError
 from progressor.metrics import NamespaceMetrics
 from progressor.otp import Actor, Timer
@@ -194,18 +194,16 @@ class Notifier(Actor):
         self._failures = 0
 
     def _count(self, unpublished: Unpublished, published: Published, seconds: float) -> None:
-        known = {message.message_id: message for message in unpublished.messages}
-        events = sum(known[sent].notice is Notice.EVENT for sent in published.sent)
-        self._metrics.published(events, len(published.sent) - events, seconds, unpublished.waited)
-        for message_id, reason in published.refused.items():
-            self._refused(known[message_id], reason)
-
-    def _refused(self, message: Message, reason: str) -> None:
-        self._metrics.parked()
-        logger.error(
-            "%s: message %d of process %s can never be published: %s",
-            self._ns,
-            message.message_id,
-            message.process_id,
-            reason,
-        )
+        sent = set(published.sent)
+        events = sum(m.notice is Notice.EVENT for m in unpublished.messages if m.message_id in sent)
+        self._metrics.published(events, len(sent) - events, seconds, unpublished.waited)
+        for message in unpublished.messages if published.refused else ():
+            if message.message_id in published.refused:
+                self._metrics.parked()
+                logger.error(
+                    "%s: message %d of process %s can never be published: %s",
+                    self._ns,
+                    message.message_id,
+                    message.process_id,
+                    published.refused[message.message_id],
+                )

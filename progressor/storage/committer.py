@@ -53,7 +53,7 @@ _REFUSALS: Mapping[str, type[ClientError]] = {
     e.text: e for e in (ProcessAlreadyExists, ProcessNotFound, ProcessInError, ProcessInInit, ProcessRunning)
 }
 _TERMINATION_PATIENCE_MS = 5000
-_PLANNING = {  # arrays make the planner guess; a batch wants the index, whatever the sizes
+PLANNING = {  # arrays make the planner guess; a batch wants the index, whatever the sizes
     "plan_cache_mode": "force_generic_plan",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -178,7 +178,7 @@ class Committer:
             _end_session(connection, *self._lost_session)
             self._lost_session = None
         prepare_session(connection)
-        plan_for_batches(connection)
+        configure(connection, PLANNING)
         self._connection = connection
         self._session = (connection.info.backend_pid, name)  # libpq forgets the pid of a lost connection
         return connection
@@ -193,8 +193,8 @@ def prepare_session(connection: Connection) -> None:
     connection.execute("set tcp_user_timeout to '4s'")
 
 
-def plan_for_batches(connection: Connection) -> None:
-    for setting, value in _PLANNING.items():
+def configure(connection: Connection, settings: Mapping[str, str]) -> None:
+    for setting, value in settings.items():
         connection.execute("select set_config(%s, %s, false)", [setting, value])
 
 

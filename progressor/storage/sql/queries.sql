@@ -152,10 +152,12 @@ from (
 where before < %(bytes)s order by message_id
 
 -- name: outbox
--- A message waits when its process has a dead letter.
+-- A message waits when its process has a dead letter. Mostly there are none at all, which is asked once.
 select o.*, dead is not null as waits
 from (select * from {outbox} where message_id > %(after)s order by message_id limit %(limit)s) o
-left join lateral (select true as dead from {dead_letters} d where d.process_id = o.process_id limit 1) d on %(holds_back)s
+left join lateral (
+  select true as dead from {dead_letters} d
+  where d.process_id = o.process_id and %(holds_back)s and (select exists (select from {dead_letters})) limit 1) d on true
 
 -- name: letters
 select *, false as waits from {dead_letters}

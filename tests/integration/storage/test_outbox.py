@@ -140,6 +140,14 @@ def test_reading_begins_above_what_was_published(outbox: PostgresOutbox, tap: Ta
     assert outbox._floor.value == drawn
 
 
+def test_a_long_outbox_is_read_from_its_beginning_only(outbox: PostgresOutbox, tap: Tap) -> None:
+    """Whatever the planner believes: it makes its plans while the outbox is empty."""
+    assert outbox._connection is not None
+    everything = {"after": 0, "limit": 2000, "bytes": 2**20, "holds_back": True}
+    plan = outbox._connection.execute(b"explain " + outbox._queries["outbox"], everything).fetchall()
+    assert not [line for (line,) in plan if "Sort" in line or "Seq Scan" in line or "Bitmap" in line], plan
+
+
 @pytest.mark.parametrize(
     ("looks", "expected"),
     [
