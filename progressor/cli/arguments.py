@@ -8,7 +8,7 @@ import binascii
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def _common(environment: Any | None = None) -> argparse.ArgumentParser:
+def _common(environment: Mapping[str, str] | None = None) -> argparse.ArgumentParser:
     """The options of every verb. Their defaults are set once, before the verb."""
     parser = argparse.ArgumentParser(add_help=False)
 

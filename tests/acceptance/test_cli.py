@@ -132,6 +132,13 @@ def test_bytes_from_files_and_standard_input_and_back(progressor: Command, tmp_p
     assert "\x1b" not in progressor("get", ECHO, name)
 
 
+def test_a_terminal_that_shows_ascii_only(progressor: Command) -> None:
+    ascii_only = Command(progressor.environment["PROGRESSOR_URL"], PYTHONIOENCODING="ascii")
+    name = new_id()
+    assert ascii_only("init", ECHO, name, "línea") == "l\\xednea\n"
+    assert "l\\xednea" in ascii_only("get", ECHO, name)
+
+
 def test_failure_and_repair(progressor: Command) -> None:
     name = new_id()
     progressor("init", TALK, name, '{"events": 1}')
