@@ -12,7 +12,7 @@ OTHER   := tests/integration/storage tests/integration/cache
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types layers unit integration acceptance chaos other-postgres test verify check \
-        bench dev kafka demo compile dialyzer clean
+        bench dev dev-kafka kafka demo compile dialyzer clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench: setup ## Measure the speed: a table, build/bench.json; ARGS="--help" show
 
 dev: setup ## Run a node with a PostgreSQL of its own
 	$(BIN)/progressor-node --dev $(ARGS)
+
+dev-kafka: setup ## The same with a Kafka of its own, to which it publishes
+	$(BIN)/python scripts/kafka --node $(ARGS)
 
 kafka: setup ## Run a Kafka broker of its own; ARGS="events_topic:3 lifecycle_topic:3" makes topics
 	$(BIN)/python scripts/kafka $(ARGS)

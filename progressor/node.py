@@ -150,10 +150,10 @@ def _run(options: argparse.Namespace, config: configuration.Config) -> int:
         return 0
     if options.processes > 1:
         return _serve_fleet(Fleet(config, options.processes, logging.getLogger().level), config)
-    return serve(node, partial(_announce, node))
+    return serve(node, partial(announce, node))
 
 
-def _announce(node: Node) -> None:
+def announce(node: Node) -> None:
     announce_ports(node.http_address, node.thrift_address, tls=node.has_tls)
     announce_ready()
 
