@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError, wrap_future
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from thrift.Thrift import TApplicationException
 from progressor.api import FutureClient
 from progressor.errors import ProgressorError, RequestTimeout
 from progressor.metrics import RequestMetrics
-from progressor.model import Op
+from progressor.model import Answered, Health, Op, Page, Process, TraceUnit
 from progressor.rpc import codec, native_types
 from progressor.rpc.access import Access, Caller
 from progressor.rpc.aside import aside
@@ -29,6 +30,18 @@ logger = logging.getLogger(__name__)
 
 SERVICE, AUTHENTICATE = "Progressor", "Authenticate"
 LONGEST_NAME = 100
+OVERHEAD = 500
+"""Bytes that an event, a task or a process counts for beside its payload."""
+
+
+_WRITE: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(native_types.METHODS.values(), native_types.write_answer),
+    "Get": native_types.write_process,
+    "Trace": native_types.write_units,
+    "List": native_types.write_page,
+    "HealthCheck": native_types.write_health,
+}
+"""How what a method comes to is written."""
 
 
 class Native:
@@ -36,9 +49,8 @@ class Native:
         self._client = client
         self._access = access
         self._metrics = metrics
-        self._methods: dict[str, Callable[[Any], Awaitable[Any]]] = {
+        self._methods: Mapping[str, Callable[[Any], Future[Any]]] = {
             **{name: partial(self._execute, op) for op, name in native_types.METHODS.items()},
-            AUTHENTICATE: self._authenticate,
             "Get": self._get,
             "Put": self._put,
             "Trace": self._trace,
@@ -51,6 +63,7 @@ class Native:
         name, kind, seqid, body = codec.message_head(message)
         if kind != codec.CALL:
             raise DecodeError("no call")
+        known = name if name in self._methods or name == AUTHENTICATE else ""
         began, outcome = self._metrics.began(SERVICE), NO_ANSWER
         try:
             reply, outcome = await self._reply(name, seqid, body, caller)
@@ -58,15 +71,17 @@ class Native:
         except TApplicationException as failure:
             return codec.encode_message(name[:LONGEST_NAME], codec.EXCEPTION, seqid, failure)
         finally:
-            self._metrics.ended(SERVICE, name if name in self._methods else "", outcome, began)
+            self._metrics.ended(SERVICE, known, outcome, began)
 
     async def _reply(self, name: str, seqid: int, body: bytes, caller: Caller) -> tuple[bytes, str]:
         """With its outcome for the metrics. Raises TApplicationException."""
-        if name not in self._methods:
-            raise TApplicationException(TApplicationException.UNKNOWN_METHOD, f"unknown method {name[:LONGEST_NAME]!r}")
         try:
-            result, outcome = await self._result(name, body, caller)
-            return codec.encode_message(name, codec.REPLY, seqid, result), outcome
+            value = await self._value(name, body, caller)
+            return await aside(_weight(value), self._written, name, seqid, value), OK
+        except ProgressorError as error:
+            return _thrown(name, seqid, error)
+        except CancelledError:
+            return _thrown(name, seqid, RequestTimeout("timeout: the node stops, the outcome is unknown"))
         except TApplicationException:
             raise
         except DecodeError as error:
@@ -75,30 +90,29 @@ class Native:
             logger.exception("no answer to a call of %s", name)
             raise TApplicationException(TApplicationException.INTERNAL_ERROR, "internal error") from error
 
-    async def _result(self, name: str, body: bytes, caller: Caller) -> tuple[Any, str]:
-        result = getattr(Generated, f"{name}_result")()
-        try:
-            success = await self._run(name, body, caller)
-        except ProgressorError as error:
-            return result, _throw(result, error)
-        except CancelledError:
-            return result, _throw(result, RequestTimeout("timeout: the node stops, the outcome is unknown"))
-        if success is not None:
-            result.success = success
-        return result, OK
-
-    async def _run(self, name: str, body: bytes, caller: Caller) -> Any:
+    async def _value(self, name: str, body: bytes, caller: Caller) -> Any:
+        """What a call comes to. Raises DecodeError, TApplicationException and ProgressorError."""
+        if name not in self._methods and name != AUTHENTICATE:
+            raise TApplicationException(TApplicationException.UNKNOWN_METHOD, f"unknown method {name[:LONGEST_NAME]!r}")
         if name == AUTHENTICATE:
-            caller.secret = (await _arguments(name, body)).secret
+            caller.secret = (await aside(len(body), _arguments, name, body)).secret
+            self._access.check(caller)
+            return None
         self._access.check(caller)
-        return await self._methods[name](await _arguments(name, body))
+        return await wrap_future(await aside(len(body), self._ask, name, body))
 
-    async def _authenticate(self, given: Any) -> None:
-        """It has been looked at when this is called, as before any other method."""
+    def _ask(self, name: str, body: bytes) -> Future[Any]:
+        return self._methods[name](_arguments(name, body))
 
-    async def _execute(self, op: Op, given: Any) -> Any:
+    def _written(self, name: str, seqid: int, value: Any) -> bytes:
+        result = getattr(Generated, f"{name}_result")()
+        if value is not None:
+            result.success = _WRITE[name](value)
+        return codec.encode_message(name, codec.REPLY, seqid, result)
+
+    def _execute(self, op: Op, given: Any) -> Future[Answered]:
         request = given.request
-        answered = self._client.execute(
+        return self._client.execute(
             op,
             ns=request.ns,
             id=request.id,
@@ -108,11 +122,10 @@ class Native:
             idempotency_key=request.idempotency_key,
             timeout=request.timeout,
         )
-        return native_types.write_answer(await wrap_future(answered))
 
-    async def _get(self, given: Any) -> Any:
+    def _get(self, given: Any) -> Future[Process]:
         request = given.request
-        process = self._client.get(
+        return self._client.get(
             ns=request.ns,
             id=request.id,
             range=native_types.read_range(request.range),
@@ -120,44 +133,53 @@ class Native:
             at_least_event_id=request.at_least_event_id,
             timeout=request.timeout,
         )
-        return native_types.write_process(await wrap_future(process))
 
-    async def _put(self, given: Any) -> None:
+    def _put(self, given: Any) -> Future[None]:
         request = given.request
-        done = self._client.put(
+        return self._client.put(
             ns=request.ns,
             id=request.id,
             process=native_types.read_new_process(request.id, request.process),
             action=native_types.read_timer(request.timer),
             context=request.context or b"",
         )
-        await wrap_future(done)
 
-    async def _trace(self, given: Any) -> Any:
-        units = await wrap_future(self._client.trace(ns=given.ns, id=given.id))
-        return [native_types.write_unit(unit) for unit in units]
+    def _trace(self, given: Any) -> Future[Sequence[TraceUnit]]:
+        return self._client.trace(ns=given.ns, id=given.id)
 
-    async def _list(self, given: Any) -> Any:
-        selection = native_types.read_selection(given.request)
-        return native_types.write_page(await wrap_future(self._client.list(ns=given.request.ns, **selection)))
+    def _list(self, given: Any) -> Future[Page]:
+        return self._client.list(ns=given.request.ns, **native_types.read_selection(given.request))
 
-    async def _health_check(self, given: Any) -> Any:
-        return native_types.write_health(*await wrap_future(self._client.health_check(given.namespaces)))
+    def _health_check(self, given: Any) -> Future[tuple[Health, Mapping[str, Any]]]:
+        return self._client.health_check(given.namespaces)
 
 
-async def _arguments(name: str, body: bytes) -> Any:
+def _arguments(name: str, body: bytes) -> Any:
     """Raises DecodeError."""
-    given: Any = await aside(len(body), codec.decode, getattr(Generated, f"{name}_args"), body)
+    given: Any = codec.decode(getattr(Generated, f"{name}_args"), body)
     if any(argument is None for argument in vars(given).values()):
         raise DecodeError("an argument is missing")
     return given
 
 
-def _throw(result: Any, error: ProgressorError) -> str:
-    """Puts an error into a result, and names it. Raises TApplicationException when the method does not declare it."""
+def _thrown(name: str, seqid: int, error: ProgressorError) -> tuple[bytes, str]:
+    """The reply that throws an error, and its name. Raises TApplicationException when the method declares none."""
+    result = getattr(Generated, f"{name}_result")()
     thrown = native_types.write_error(error)
     field = None if thrown is None else member(result, thrown)
     if field is None:
         raise TApplicationException(TApplicationException.INTERNAL_ERROR, str(error)) from error
     setattr(result, field, thrown)
-    return type(thrown).__name__
+    return codec.encode_message(name, codec.REPLY, seqid, result), type(thrown).__name__
+
+
+def _weight(value: Any) -> int:
+    """About how many bytes a value will be. States and details count little: they are written in one go."""
+    match value:
+        case Process():
+            return OVERHEAD + sum(len(event.payload) + OVERHEAD for event in value.history)
+        case Page():
+            return OVERHEAD * len(value.items)
+        case list():
+            return sum(OVERHEAD * (1 + len(unit.events)) for unit in value)
+    return 0

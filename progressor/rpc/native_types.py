@@ -301,6 +301,10 @@ def write_unit(unit: TraceUnit) -> Any:
     )
 
 
+def write_units(units: Sequence[TraceUnit]) -> Any:
+    return [write_unit(unit) for unit in units]
+
+
 def read_unit(unit: Any) -> TraceUnit:
     return TraceUnit(
         task_id=unit.task_id,
@@ -342,7 +346,8 @@ def read_page(page: Any) -> Page:
     return Page([read_process(process) for process in page.items], page.cursor)
 
 
-def write_health(health: Health, details: Mapping[str, Any]) -> Any:
+def write_health(report: tuple[Health, Mapping[str, Any]]) -> Any:
+    health, details = report
     return native.HealthReport(write_name(native.Health, health), write_object(details))
 
 

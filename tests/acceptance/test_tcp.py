@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -158,6 +159,22 @@ def test_who_reads_slowly_is_not_cut_off(node: NodeProcess) -> None:
             assert got, "it was cut off"
             left -= got
         assert monotonic() - began > 2 * LIMITS["stall_timeout"]
+
+
+def test_a_large_request_and_its_large_answer_hold_up_nobody(node: NodeProcess) -> None:
+    """Ninety thousand empty events take seconds to decode, and to write."""
+    process = t.NewProcess(history=[t.NewEvent(payload=b"")] * 90_000)
+    put = codec.encode_message("Put", codec.CALL, 1, Native.Put_args(t.PutRequest(NS, "long", process)))
+    get = codec.encode_message("Get", codec.CALL, 1, Native.Get_args(t.GetRequest(NS, "long")))
+    for message in (put, get):
+        with connect(node) as busy, native(node, "thrift") as other:
+            busy.sendall(frame(message))
+            others = 0
+            while not select.select([busy], [], [], 0)[0]:
+                other.HealthCheck([NS])
+                others += 1
+            assert others > 10  # not just those before and behind it
+            assert codec.message_head(read_frame(busy))[1] == codec.REPLY
 
 
 def test_who_cuts_the_connection(node: NodeProcess) -> None:

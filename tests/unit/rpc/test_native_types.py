@@ -110,7 +110,7 @@ def test_answers(response: bytes | None, task_id: int, last: int | None) -> None
 
 @given(st.sampled_from(Health), OBJECTS)
 def test_health(health: Health, details: dict[str, Any]) -> None:
-    assert native_types.read_health(sent(native_types.write_health(health, details))) == (health, details)
+    assert native_types.read_health(sent(native_types.write_health((health, details)))) == (health, details)
 
 
 @given(INSTANTS, st.booleans())
