@@ -8,7 +8,8 @@ from pathlib import Path
 from threading import Event as Signal
 from typing import Any
 
-from progressor import Event, Intent, ProcessorError, Remove, SetTimer, StepRequest, now, seconds
+from progressor import Event, Intent, ModernizeRequest, ProcessorError, Remove, SetTimer, StepRequest, now, seconds
+from progressor.rpc import values
 
 
 def gated(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
@@ -48,3 +49,16 @@ def _action(told: Mapping[str, Any]) -> SetTimer | Remove | None:
     if "timer" in told:
         return SetTimer(now() + seconds(told["timer"]), remove="remove" in told)
     return Remove() if "remove" in told else None
+
+
+def versioned(request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+    """Leaves the events that it is told: pairs of payload and metadata."""
+    told = json.loads(values.load(request.args).bin)
+    return Intent([Event(payload.encode(), metadata) for payload, metadata in told])
+
+
+def newer(request: ModernizeRequest, options: Mapping[str, Any], context: bytes) -> Event:
+    """A modernizer in Python."""
+    if request.event.payload == b"defect":
+        raise ValueError("no idea")
+    return Event(request.event.payload.upper(), {**request.event.metadata, "format_version": 2})
