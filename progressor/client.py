@@ -93,6 +93,7 @@ class Client(Verbs):
         checks.text("ns", ns)
         checks.process_id(id)
         checks.event_id("at_least_event_id", at_least_event_id)
+        checks.timeout(timeout)
         request = native.GetRequest(
             ns, id, _range(range), bool(cache), at_least_event_id, native_types.write_seconds(timeout)
         )

@@ -37,7 +37,7 @@ class Access:
             return "the certificate of the client has none of the names that are let in"
         if self._secret is None:
             return None
-        if caller.secret is None:
+        if not caller.secret:
             return "a secret is needed"
         given, wanted = caller.secret.encode(errors="replace"), self._secret.encode()
         return None if hmac.compare_digest(given, wanted) else "wrong secret"

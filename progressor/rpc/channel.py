@@ -21,8 +21,8 @@ from progressor.errors import CannotConnect, RequestTimeout
 from progressor.rpc.address import Address
 from progressor.rpc.connection import LOST, Connection, HttpConnection, TcpConnection
 
-SHORTEST = 0.001
-"""Seconds: a socket takes 0 for something else."""
+SHORTEST, LONGEST = 0.001, 1e6
+"""Seconds that a socket can wait: 0 means something else to it, and more does not fit."""
 
 
 class Effect(Enum):
@@ -88,7 +88,7 @@ class Channel:
         connection = (None if is_new else self._take_idle()) or self._connect()
         was_sent = False
         try:
-            connection.socket.settimeout(max(SHORTEST, deadline - monotonic()))
+            connection.socket.settimeout(min(max(SHORTEST, deadline - monotonic()), LONGEST))
             connection.send(message)
             was_sent = True
             answer = connection.receive()
