@@ -1,4 +1,7 @@
-"""Random operations on a few processes, against a small model of the semantics and the real database."""
+"""Random operations on a few processes, against a small model of the semantics and the real database.
+
+What they make known is published, and the model says that too.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ from progressor import (
 from tests import stage
 from tests.conftest import Database
 from tests.eventually import eventually
+from tests.integration.engine.broker import Broker
 
 NS = "a/b"
 IDS = ("p", "q", "r 'x\" %s")
@@ -79,10 +83,12 @@ class Model:
     metadata: dict[str, str] | None = None
     detail: str | None = None
     broken_by_timer: bool = False
+    told: list[str] = field(default_factory=list)
+    """What was made known of all processes of this id."""
 
     def step(self, kind: str, order: dict[str, Any]) -> None:
-        self.status, self.detail = "running", None
-        self.events += [f"{kind} {n}".encode() for n in range(order["events"])]
+        self.recover()
+        self.say(*[f"{kind} {n}".encode() for n in range(order["events"])])
         self.aux = order["aux"].encode() if order["aux"] else self.aux
         self.metadata = {"last": kind}
 
@@ -91,11 +97,23 @@ class Model:
         if self.aux == b"bad":
             self.fail("bad timer", by_timer=True)
         else:
-            self.events.append(b"timeout")
-            self.status, self.detail, self.broken_by_timer = "running", None, False
+            self.recover()
+            self.say(b"timeout")
+            self.broken_by_timer = False
 
     def fail(self, detail: str, *, by_timer: bool = False) -> None:
         self.status, self.detail, self.broken_by_timer = "error", detail, by_timer
+        self.told.append(f"failed: {detail}")
+
+    def recover(self) -> None:
+        if self.status != "running":
+            self.told.append("created" if self.status == "init" else "working")
+        self.status, self.detail = "running", None
+
+    def say(self, *payloads: bytes) -> None:
+        for payload in payloads:
+            self.events.append(payload)
+            self.told.append(f"event {len(self.events)}")
 
 
 orders = st.fixed_dictionaries(
@@ -112,11 +130,13 @@ ids = st.sampled_from(IDS)
 class Operations(RuleBasedStateMachine):
     client: LocalClient
     database: Database
+    broker: Broker
 
     def __init__(self) -> None:
         super().__init__()
         self.prefix = f"{next(_examples)} "
         self.models: dict[str, Model] = {}
+        self.told: dict[str, list[str]] = {name: [] for name in IDS}
 
     @rule(id=ids, order=orders)
     def init(self, id: str, order: dict[str, Any]) -> None:
@@ -124,7 +144,7 @@ class Operations(RuleBasedStateMachine):
             with pytest.raises(ProcessAlreadyExists):
                 self.do(self.client.init, id, order)
             return
-        model = self.models[id] = Model()
+        model = self.models[id] = Model(told=self.told[id])
         self.expect(model, order, self.client.init, id, "init")
 
     @rule(id=ids, order=orders)
@@ -164,7 +184,7 @@ class Operations(RuleBasedStateMachine):
             if model.broken_by_timer:
                 model.fire()
             else:
-                model.status, model.detail = "running", None
+                model.recover()
             return
         with pytest.raises(ProcessRunning if id in self.models else ProcessNotFound):
             self.client.simple_repair(ns=NS, id=self.prefix + id)
@@ -173,7 +193,7 @@ class Operations(RuleBasedStateMachine):
     def remove(self, id: str) -> None:
         if id in self.models:
             self.client.remove(ns=NS, id=self.prefix + id)
-            del self.models[id]
+            self.models.pop(id).told.append("removed")
             return
         with pytest.raises(ProcessNotFound):
             self.client.remove(ns=NS, id=self.prefix + id)
@@ -188,7 +208,7 @@ class Operations(RuleBasedStateMachine):
                 self.client.put(ns=NS, id=self.prefix + id, process=process, action=action)
             return
         self.client.put(ns=NS, id=self.prefix + id, process=process, action=action)
-        self.models[id] = Model(status, [e.payload for e in history], detail="imported")
+        self.models[id] = Model(status, [e.payload for e in history], detail="imported", told=self.told[id])
         if action is not None:
             self.models[id].fire()
 
@@ -221,6 +241,11 @@ class Operations(RuleBasedStateMachine):
             assert [e.payload for e in found.history] == model.events
             assert [e.event_id for e in found.history] == list(range(1, found.last_event_id + 1))
 
+    @invariant()
+    def what_happened_is_published(self) -> None:
+        for name, told in self.told.items():
+            self.broker.awaits(self.prefix + name, *told)
+
     def settle(self) -> None:
         """Waits until nothing runs and nothing is due."""
         query = """select (select count(*) from "a/b_running") + (select count(*) from "a/b_schedule"
@@ -252,7 +277,8 @@ class Operations(RuleBasedStateMachine):
 
     def apply(self, model: Model, id: str, kind: str, order: dict[str, Any]) -> None:
         if order["action"] == "remove":
-            del self.models[id]
+            model.say(*[b""] * order["events"])
+            self.models.pop(id).told.append("removed")
             return
         model.step(kind, order)
         model.broken_by_timer = False
@@ -266,8 +292,9 @@ class Operations(RuleBasedStateMachine):
 @pytest.fixture
 def machine(database: Database) -> Iterator[type[Operations]]:
     retries = {**stage.FAST_RETRIES, "max_attempts": 1}
-    with stage.node(database, {NS: script}, defaults={"retry_policy": retries}) as node:
-        yield type("Machine", (Operations,), {"client": node.client, "database": database})
+    broker = Broker()
+    with broker.node(database, {NS: script}, defaults={"retry_policy": retries}) as node:
+        yield type("Machine", (Operations,), {"client": node.client, "database": database, "broker": broker})
 
 
 def test_random_operations_do_what_the_model_does(machine: type[Operations]) -> None:
