@@ -32,6 +32,8 @@ from progressor.kafka.topics import POLL, Stopped, Topic, Unavailable
 from progressor.value import value
 
 logger = logging.getLogger(__name__)
+log_of_librdkafka = logging.getLogger(f"{__name__}.librdkafka")
+log_of_librdkafka.addFilter(lambda record: not record.getMessage().startswith("FATAL "))
 
 PATIENCE: Final = 10.0
 """Seconds without a word of the brokers after which they are taken to be away."""
@@ -39,11 +41,13 @@ REFRESH: Final = 30.0
 """Seconds after which partitions and limits are asked for again."""
 BATCH_BYTES: Final = 1_000_000
 """The largest batch, and the largest message where the limit of the topic is not known: librdkafka's own default."""
+MESSAGE_BYTES: Final = range(1000, 1_000_000_001)
+"""What librdkafka takes for `message.max.bytes`."""
 FRAME: Final = 100
 """Bytes that a batch of one message has beyond its key and value, at most (Kafka's record format, version 2)."""
 
 DEFAULTS: Final[Mapping[str, Any]] = {"client.id": "progressor", "linger.ms": 1, "log_level": 0}
-"""librdkafka logs each attempt to connect, and as critical what is done here on purpose; `log_level` 7 shows it all."""
+"""librdkafka would log each attempt to connect. What it calls fatal is done here on purpose, or told to the caller."""
 PROMISED: Final[Mapping[str, Any]] = {
     "enable.idempotence": True,
     "enable.gapless.guarantee": True,
@@ -124,7 +128,6 @@ class KafkaPublisher:
         self._trouble = ""
         unavailable = None
         try:
-            self._look(stop)
             self._publish(messages, round_, stop)
         except Stopped:
             self.close()
@@ -143,8 +146,7 @@ class KafkaPublisher:
         self._known = {}
 
     def _publish(self, messages: Sequence[Message], round_: _Round, stop: Flag) -> None:
-        round_.sent.update(message.message_id for message in messages if self._topics[message.notice] is None)
-        records = list(self._records(messages, round_))
+        records = self._prepared(messages, round_, stop)
         while records:
             self._deliver(records, round_, stop)
             records = [record for record in records if record.message_id not in round_.sent]
@@ -154,6 +156,17 @@ class KafkaPublisher:
         self._send_one_by_one(False)
 
     # What is sent
+
+    def _prepared(self, messages: Sequence[Message], round_: _Round, stop: Flag) -> list[_Record]:
+        round_.sent.update(message.message_id for message in messages if self._topics[message.notice] is None)
+        is_news = self._look(stop)
+        records = list(self._records(messages, round_))
+        if round_.refused and not is_news:  # the limit may have been raised, and a dead letter be sent again
+            self._known_until = 0.0
+            self._look(stop)
+            round_.refused.clear()
+            records = list(self._records(messages, round_))
+        return records
 
     def _records(self, messages: Sequence[Message], round_: _Round) -> Iterator[_Record]:
         """In order; nothing of a process behind a message that is refused."""
@@ -177,7 +190,7 @@ class KafkaPublisher:
         return _Record(message.message_id, message.process_id, topic, partition, key, value)
 
     def _largest(self, topic: Topic) -> int:
-        limit = topic.largest or BATCH_BYTES
+        limit = min(topic.largest or BATCH_BYTES, MESSAGE_BYTES[-1])
         return min(limit, int(self._settings.get("message.max.bytes", limit)))
 
     # How it is sent
@@ -189,7 +202,7 @@ class KafkaPublisher:
         for record in records:
             report = reports.get(record.message_id)
             told = None if report is None else partial(round_.told, report)
-            while not _is_produced(producer, record, round_, told):
+            while round_.culprit is None and not _is_produced(producer, record, round_, told):
                 self._await(producer, round_, _has_moved(producer), stop)
         self._await(producer, round_, lambda: len(round_.sent) == count, stop)
         if round_.culprit is not None:
@@ -218,6 +231,7 @@ class KafkaPublisher:
         if error.code() not in _OF_THE_MESSAGE:
             raise Unavailable(f"the topic {culprit.topic!r}: {error.str()}")
         round_.refused[message_id] = error.str()
+        self._known_until = 0.0  # the limits are others than we know
         return [record for record in records if record.process_id != culprit.process_id]
 
     def _send_one_by_one(self, one_by_one: bool) -> None:
@@ -227,23 +241,25 @@ class KafkaPublisher:
 
     # Connections
 
-    def _look(self, stop: Flag) -> None:
+    def _look(self, stop: Flag) -> bool:
+        """Whether it was time to ask the brokers."""
         if self._known and time.monotonic() < self._known_until:
-            return
-        known = topics.look({**self._settings, "logger": logger}, self._names, PATIENCE, stop)
+            return False
+        known = topics.look({**self._settings, "logger": log_of_librdkafka}, self._names, PATIENCE, stop)
         if known != self._known:  # of new partitions a producer would hear after minutes
             self._abandon()
         self._known, self._known_until = known, time.monotonic() + REFRESH
+        return True
 
     def _connected(self) -> Producer:
         if self._producer is None:
             limits = [self._largest(topic) for topic in self._known.values()]
             sizes = {
-                "message.max.bytes": max(limits),
+                "message.max.bytes": max(MESSAGE_BYTES[0], *limits),
                 "batch.size": min(BATCH_BYTES, *limits),
                 **({"batch.num.messages": 1} if self._one_by_one else {}),
             }
-            settings = {**self._settings, **sizes, **PROMISED, "error_cb": self._note, "logger": logger}
+            settings = {**self._settings, **sizes, **PROMISED, "error_cb": self._note, "logger": log_of_librdkafka}
             self._producer = Producer(settings)
         return self._producer
 

@@ -75,13 +75,16 @@ def until_sent(publisher: KafkaPublisher, messages: Sequence[Message]) -> None:
 
 
 def alter(kafka: Broker, topic: str, **settings: str) -> None:
+    told = set(settings.values())
     entries = [
         ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
         for name, value in settings.items()
     ]
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+    asked = ConfigResource(ResourceType.TOPIC, topic)
     with kafka.admin() as admin:
         admin.incremental_alter_configs([resource])[resource].result()
+        eventually(lambda: {entry.value for entry in admin.describe_configs([asked])[asked].result().values()} >= told)
 
 
 def test_messages_arrive_in_order_with_the_key_and_partition_of_their_process(
@@ -130,6 +133,21 @@ def test_a_message_that_is_too_large_is_refused_and_nothing_of_its_process_goes_
     assert set(published.sent) == {one.message_id, other.message_id}
     assert set(published.refused) == {large.message_id}
     assert f"at most 4900 may go to the topic {topic!r}" in published.refused[large.message_id]
+
+
+def test_a_limit_that_was_raised_is_known_when_it_matters(kafka: Broker, publisher: KafkaPublisher, topic: str) -> None:
+    alter(kafka, topic, max_message_bytes="5000")
+    assert publish(publisher, events(1, size=6000)).refused
+    alter(kafka, topic, max_message_bytes="50000")
+    assert publish(publisher, events(1, size=6000)) == Published((1,))
+
+
+@pytest.mark.parametrize("limit", ["120", "2147483647"])
+def test_a_topic_may_have_any_limit(kafka: Broker, publisher: KafkaPublisher, topic: str, limit: str) -> None:
+    alter(kafka, topic, max_message_bytes=limit)
+    published = publish(publisher, events(1))
+    assert published.unavailable is None
+    assert published.sent or published.refused
 
 
 def test_the_largest_message_that_is_not_refused_is_taken(kafka: Broker, topic: str) -> None:
