@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from progressor import Event, Intent, SetTimer, StepRequest, UnsetTimer, now
+from progressor import Event, Intent, SetTimer, StepRequest, UnsetTimer, now, seconds
 
 PAYLOAD_BYTES = 64
 GO, REST, STOP = b"go", b"rest", b"stop"
@@ -37,3 +37,10 @@ class Loop:
             case b"stop":
                 return Intent(response=b"ok", action=UnsetTimer())
         return Intent(events=[event()], response=b"ok", action=SetTimer(now()))
+
+
+class Pace:
+    """One event a second."""
+
+    def process(self, request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
+        return Intent(events=[event()], response=b"ok", action=SetTimer(now() + seconds(1)))

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from kafka.broker import Broker, KafkaNotFound
 
-from bench import idle, nodes, remote, soak
+from bench import cached, idle, nodes, remote, soak
 from bench.job import NS, TOPICS, Bench, NotAvailable
 from bench.load import Load, Verbs, latency_figures
 from bench.meter import Figures
@@ -247,6 +247,9 @@ def _workloads() -> Iterator[Workload]:
     yield Workload("call-hot", partial(call, clients=50, processes=1))
     for events in (10, 1000):
         yield Workload(f"get-{events}", partial(get, clients=50, events=events), keeps_database=True)
+    yield Workload("cached-get-50", partial(cached.get, clients=50), keeps_database=True)
+    yield Workload("cached-lag", cached.lag)
+    yield Workload("cached-steps-50", partial(cached.steps, processes=50))
     for due in (2000, 20_000):
         yield Workload(f"timers-{due}", partial(timers, due=due))
     yield Workload("long-history", long_history)
