@@ -21,7 +21,7 @@ from progressor import Node, Process
 STORAGE = {"cache": "bench"}
 RATE = 3000
 """Steps a second while the lag is measured."""
-SAMPLE = 0.002
+SAMPLE = 0.02
 """Seconds between looks at the lag of the last transaction."""
 
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from progressor import Event, Intent, SetTimer, StepRequest, UnsetTimer, now, seconds
+from progressor import Event, Intent, SetTimer, StepRequest, TaskType, UnsetTimer, now, seconds
 
 PAYLOAD_BYTES = 64
 GO, REST, STOP = b"go", b"rest", b"stop"
@@ -40,7 +40,8 @@ class Loop:
 
 
 class Pace:
-    """One event a second."""
+    """One event a second, the first one somewhere in it."""
 
     def process(self, request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
-        return Intent(events=[event()], response=b"ok", action=SetTimer(now() + seconds(1)))
+        pause = random.random() if request.task_type is TaskType.INIT else 1.0
+        return Intent(events=[event()], response=b"ok", action=SetTimer(now() + seconds(pause)))

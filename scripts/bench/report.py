@@ -39,7 +39,7 @@ engine's process. Latencies of timers: how late they ran. long-history: at the l
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Of issue 3: what a figure of a workload should be at least (`>=`) or at most (`<=`)."""
+    """What a figure of a workload should be at least (`>=`) or at most (`<=`)."""
 
     workload: str
     figure: str
@@ -63,6 +63,10 @@ def _targets() -> Iterator[Target]:
     for name in ("call-tcp-50", "call-woody-50"):
         yield Target(name, "per_second", ">=", 2000)
     yield Target("get-10", "per_second", ">=", 5000)
+    yield Target("cached-get-50", "per_second", ">=", 100_000)
+    yield Target("cached-get-50", "cached / uncached", ">=", 10)
+    yield Target("cached-lag", "p99", "<=", 20)
+    yield Target("cached-steps-50", "cached / without", ">=", 0.9)
     for name in ("timers-2000", "timers-20000"):
         yield Target(name, "p99", "<=", 200)
         yield Target(name, "max", "<=", 1000)
