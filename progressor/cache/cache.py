@@ -186,6 +186,9 @@ class Cache:
         with self._lock:
             self._recent.setdefault(process_id, []).append(mark)
             entry, fills = self._entries.get(process_id), self._fills.get(process_id, ())
+            if entry is not None and not entry.is_worth_following:
+                self.evict(process_id)
+                entry = None
             if entry is None and not fills:
                 return
             made = change()

@@ -16,6 +16,9 @@ from progressor.model import Direction, Event, Process, Range
 
 OVERHEAD = 600
 """Bytes that an entry takes beyond its events and its state; a rough figure."""
+UNREAD = 100
+"""Changes after which a process that nobody has read since is not worth following: to read it again costs less. More
+with a long history, a tenth of its events."""
 METADATA_WEIGHT = 4
 """Bytes in memory for each character of metadata; a rough figure."""
 
@@ -36,7 +39,7 @@ class Change:
 class Entry:
     """Frozen, but for `used`: when it was looked at last, written without a lock."""
 
-    __slots__ = ("_count", "_history", "_process", "_weight", "base", "size", "used")
+    __slots__ = ("_count", "_history", "_process", "_unread", "_used_before", "_weight", "base", "size", "used")
 
     def __init__(
         self, process: Process, weight: int, history: History, count: int, base: Snapshot, used: float
@@ -47,7 +50,8 @@ class Entry:
         self._count = count
         self.base = base
         """The reading that this began with: transactions in it are not applied again."""
-        self.used = used
+        self.used = self._used_before = used
+        self._unread = 0
         self.size = OVERHEAD + weight + history.size
 
     @classmethod
@@ -61,6 +65,11 @@ class Entry:
     @property
     def last_event_id(self) -> int:
         return self._count
+
+    @property
+    def is_worth_following(self) -> bool:
+        """Whether somebody has read it lately, counted in changes."""
+        return self._unread <= UNREAD + self._count // 10
 
     def process(self, range: Range) -> Process:
         """What a reading of this range would have answered."""
@@ -93,7 +102,9 @@ class Entry:
         if change.columns:
             process = replace(process, **change.columns)
             weight = _weight(process)
-        return Entry(process, weight, history, last, self.base, self.used)
+        following = Entry(process, weight, history, last, self.base, self.used)
+        following._unread = self._unread + 1 if self.used == self._used_before else 1
+        return following
 
     def _events(self, range: Range) -> Sequence[Event]:
         start, stop = bounds(range, self._count)

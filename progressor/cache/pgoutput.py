@@ -8,7 +8,9 @@ migration may change their order in the middle of a stream.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 _BEGIN = struct.Struct(">QqI").unpack_from
@@ -20,6 +22,7 @@ _IS_KEY = 1
 
 NULL, UNCHANGED, TEXT, BINARY = b"nutb"
 """Kinds of a column in a row. UNCHANGED: a value out of line (TOAST) that an update did not touch is not sent."""
+_SENT = (BINARY, TEXT)
 _NEW_ROW = ord("N")
 
 
@@ -30,7 +33,8 @@ class Column(NamedTuple):
     is_key: bool
 
 
-class Relation(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Relation:
     """A table as it is from now on."""
 
     oid: int
@@ -41,11 +45,48 @@ class Relation(NamedTuple):
     """Where each column is in a row."""
 
 
-class Row(NamedTuple):
-    """The columns of a row in the order of its relation's; `values` holds None where there is nothing to see."""
+class Row:
+    """The columns of a row, in the order of its relation's.
 
-    kinds: Sequence[int]
-    values: Sequence[bytes | None]
+    Of most rows nobody wants to know more than the key, so they are taken apart when they are looked at.
+    """
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self._at = at
+
+    def __len__(self) -> int:
+        """Bytes, roughly."""
+        return len(self._data)
+
+    def value(self, place: int) -> bytes:
+        """What was sent of a column; empty when nothing was."""
+        return next(islice(self, place, None))[1] or b""
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
+        """The kind of each column, and what was sent of it."""
+        data, at = self._data, self._at
+        (count,) = _I16(data, at)
+        at += 2
+        for _ in range(count):
+            kind = data[at]
+            at += 1
+            if kind in _SENT:
+                end = at + 4 + _I32(data, at)[0]
+                yield kind, data[at + 4 : end]
+                at = end
+            else:
+                yield kind, None
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the message."""
+        at = self._at + 2
+        for _, value in self:
+            at += 1 if value is None else 5 + len(value)
+        return at
 
 
 class Begin(NamedTuple):
@@ -100,11 +141,11 @@ class Decoder:
         """None for messages that say nothing about rows: origins, types, logical messages."""
         match data[:1]:
             case b"I":
-                return Insert(self._relation(data, 1), _row(data, 6)[0])
+                return Insert(self._relation(data, 1), Row(data, 6))
             case b"U":
                 return self._update(data)
             case b"D":
-                return Delete(self._relation(data, 1), _row(data, 6)[0])
+                return Delete(self._relation(data, 1), Row(data, 6))
             case b"B":
                 return Begin(*_BEGIN(data, 1))
             case b"C":
@@ -122,9 +163,9 @@ class Decoder:
     def _update(self, data: bytes) -> Update:
         relation = self._relation(data, 1)
         if data[5] == _NEW_ROW:
-            return Update(relation, None, _row(data, 6)[0])
-        old, at = _row(data, 6)
-        return Update(relation, old, _row(data, at + 1)[0])
+            return Update(relation, None, Row(data, 6))
+        old = Row(data, 6)
+        return Update(relation, old, Row(data, old.end + 1))
 
     def _described(self, data: bytes) -> Relation:
         (oid,) = _U32(data, 1)
@@ -143,21 +184,6 @@ class Decoder:
 
 def _places(columns: Sequence[Column]) -> Mapping[str, int]:
     return {column.name: place for place, column in enumerate(columns)}
-
-
-def _row(data: bytes, at: int) -> tuple[Row, int]:
-    """The row that begins there, and where it ends."""
-    (count,) = _I16(data, at)
-    at += 2
-    kinds, values = bytearray(count), [None] * count  # type: tuple[bytearray, list[bytes | None]]
-    for n in range(count):
-        kinds[n] = kind = data[at]
-        at += 1
-        if kind in (TEXT, BINARY):
-            end = at + 4 + _I32(data, at)[0]
-            values[n] = data[at + 4 : end]
-            at = end
-    return Row(kinds, values), at
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:

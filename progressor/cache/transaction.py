@@ -7,9 +7,9 @@ changed every process of the namespaces it touches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, Final, TypeAlias
 
 from psycopg.adapt import Transformer
@@ -18,7 +18,7 @@ from psycopg.pq import Format
 from progressor.cache.entry import Change
 from progressor.cache.pgoutput import (
     BINARY,
-    NULL,
+    TEXT,
     UNCHANGED,
     Column,
     Delete,
@@ -84,7 +84,7 @@ class Transaction:
             return
         process_id = _value(relation, row, "process_id").decode()
         self.changes.setdefault((ns, process_id), []).append(message)
-        self.size += ROW_OVERHEAD + sum(map(len, filter(None, row.values)))
+        self.size += ROW_OVERHEAD + len(row)
         if self.size > LARGEST:
             self.emptied.update(ns for ns, _ in self.changes)
             self.changes.clear()
@@ -123,7 +123,7 @@ def _is_same(relation: Relation, old: Row, new: Row, *, is_event: bool) -> bool:
 
 
 def _value(relation: Relation, row: Row, name: str) -> bytes:
-    return row.values[relation.places[name]] or b""
+    return row.value(relation.places[name])
 
 
 def _event(relation: Relation, row: Row) -> Event:
@@ -140,17 +140,20 @@ def _event_fields(relation: Relation, row: Row) -> dict[str, Any]:
 def _fields(relation: Relation, row: Row, names: frozenset[str]) -> dict[str, Any]:
     """The columns that were sent, as Python's values."""
     return {
-        column.name: None if kind == NULL else _loaded(column, kind, value)
-        for column, kind, value in zip(relation.columns, row.kinds, row.values, strict=True)
-        if kind != UNCHANGED and column.name in names
+        name: None if value is None else load[kind](value)
+        for (name, load), (kind, value) in zip(_loaders(relation), row, strict=True)
+        if kind != UNCHANGED and name in names
     }
 
 
-def _loaded(column: Column, kind: int, value: bytes | None) -> Any:
-    data = value or b""
-    return data.decode() if column.name in _TEXTS else _loader(column.type, kind)(data)
+@lru_cache(64)
+def _loaders(relation: Relation) -> Sequence[tuple[str, Mapping[int, Callable[[bytes], Any]]]]:
+    """The name of each column, and how to make a value of what was sent of it."""
+    return [(column.name, _loader(column)) for column in relation.columns]
 
 
-@cache
-def _loader(oid: int, kind: int) -> Callable[[bytes], Any]:
-    return Transformer().get_loader(oid, Format.BINARY if kind == BINARY else Format.TEXT).load
+def _loader(column: Column) -> Mapping[int, Callable[[bytes], Any]]:
+    if column.name in _TEXTS:
+        return {TEXT: bytes.decode, BINARY: bytes.decode}
+    find = Transformer().get_loader
+    return {TEXT: find(column.type, Format.TEXT).load, BINARY: find(column.type, Format.BINARY).load}

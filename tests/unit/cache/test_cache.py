@@ -11,7 +11,7 @@ from time import monotonic
 import pytest
 
 from progressor.cache.cache import Cache, Memory, Miss
-from progressor.cache.entry import OVERHEAD, Change
+from progressor.cache.entry import OVERHEAD, UNREAD, Change
 from progressor.cache.snapshot import Mark, Snapshot
 from progressor.engine.history import EVENT_OVERHEAD, HISTORY_OVERHEAD
 from progressor.engine.ports import Reading
@@ -118,6 +118,20 @@ def test_a_process_that_grows_beyond_the_memory_leaves_it(source: Source) -> Non
     streamed(cache, "p", Change(columns={"aux_state": bytes(2 * EMPTY)}))
     assert cache.look("p", EVERYTHING, 0) is None
     assert (cache.figures().misses[Miss.TOO_LARGE], memory.bytes) == (1, 0)
+
+
+def test_what_changes_and_changes_and_is_not_read_leaves(source: Source) -> None:
+    cache, _ = connected(source)
+    source.put("p")
+    source.put("q")
+    get(cache, "p")
+    get(cache, "q")
+    for _ in range(2 * UNREAD):
+        get(cache, "q")
+        for name in "pq":
+            streamed(cache, name, Change(columns={"detail": "x"}))
+    assert (cache.look("p", EVERYTHING, 0), cache.figures().misses[Miss.EVICTED]) == (None, 1)
+    assert cache.look("q", EVERYTHING, 0) is not None
 
 
 def test_what_nobody_reads_is_forgotten(source: Source) -> None:
