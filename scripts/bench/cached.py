@@ -88,22 +88,31 @@ def _lag(node: Node) -> float:
 
 
 def steps(bench: Bench, processes: int) -> Figures:
-    """Processes whose every step is followed by the next, all of them in the cache; before and after it without one."""
+    """Processes whose every step is followed by the next, followed by the cache; before and after it without one."""
     with bench.node("Loop") as client:
         init_all(client, processes, GO)
-        plain = [_steps(bench)]
+        before = _steps(bench)
     with _cached_node(bench, "Loop") as node:
         for n in range(processes):
             node.client.get(ns=NS, id=f"p{n}")
         cached = _steps(bench)
     with bench.node("Loop"):
-        plain.append(_steps(bench))
-    without = sum(plain) / len(plain)
-    return {"per_second": cached, "without/s": without, "cached / without": cached / without}
+        after = _steps(bench)
+    without = {name: (before[name] + after[name]) / 2 for name in before}
+    return {
+        **cached,
+        "without/s": without["per_second"],
+        "cached / without": cached["per_second"] / without["per_second"],
+        "engine CPU of a step, cached / without": cached["engine_cpu"] / without["engine_cpu"],
+        "PostgreSQL CPU of a step, cached / without": cached["postgres_cpu"] / without["postgres_cpu"],
+    }
 
 
-def _steps(bench: Bench) -> float:
+def _steps(bench: Bench) -> Figures:
     sleep(bench.warm_up)
     before = bench.progress()
-    sleep(bench.seconds)
-    return steps_between(before, bench.progress())[0]["per_second"]
+    with bench.measuring() as measured:
+        sleep(bench.seconds)
+        after = bench.progress()
+    figures, made = steps_between(before, after)
+    return {"per_second": figures["per_second"], **measured().costs(made)}
