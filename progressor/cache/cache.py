@@ -305,6 +305,10 @@ class Cache:
             self._memory.grow(entry.size - before.size)
 
     def _drop(self, process_id: str) -> bool:
+        """Nothing is in memory. A reading under way may be older than what was there, or than what was answered
+        without being kept, so it does not stay."""
+        for fill in self._fills.get(process_id, ()):
+            fill.may_stay = False
         entry = self._entries.pop(process_id, None)
         if entry is not None:
             self._memory.remove(self, process_id, entry.size)

@@ -213,6 +213,14 @@ PLANS: Mapping[str, Plan] = {
         READ,
     ],
     "neither visible nor streamed when the stream began": [_commit, World.reconnect, READ, World.show, READ],
+    "an older reading that comes in after the process was removed": [
+        _get(1, [], [lambda world: world.commit("remove"), World.show, _get(2, [], [])]),
+        _get(2, [], []),
+    ],
+    "an older reading that comes in after a newer one has left": [
+        _get(1, [], [_commit, World.show, _get(2, [], []), World.evict]),
+        _get(2, [], []),
+    ],
     "an older reading that comes in later": [_get(1, [], [_commit, World.show, _get(2, [], [])]), _get(2, [], [])],
 }
 
