@@ -107,7 +107,9 @@ class _Fill:
     whole: bool
     """Whether it reads the whole history, so as to stay in memory."""
     may_stay: bool
-    """Whether `changes` are all that was streamed since."""
+    """Whether `changes` are all that was streamed since, and nothing newer was answered."""
+    barrier: Snapshot | None
+    """Transactions that run in it may never be streamed."""
     changes: list[tuple[Mark, Change]] = field(default_factory=list)
 
 
@@ -251,7 +253,7 @@ class Cache:
         with self._lock:
             before = [*self._recent.get(process_id, ()), *self._recent_everywhere]
             whole = self._connected and self._unfit.get(process_id, 0.0) <= monotonic()
-            fill = _Fill(before, whole, may_stay=whole)
+            fill = _Fill(before, whole, may_stay=whole, barrier=self._barrier)
             self._fills.setdefault(process_id, []).append(fill)
             return fill
 
@@ -267,7 +269,7 @@ class Cache:
             if process is not None and fill.whole and read is None:
                 self._unfit[process_id] = monotonic() + UNFIT_TIME
                 raise _Again
-            newest = read if fill.may_stay and self._is_followed(seen) else None
+            newest = read if fill.may_stay and _is_followed(seen, fill.barrier) else None
             for mark, change in fill.changes:
                 if newest is not None and not seen.contains(mark):
                     newest = newest.after(change)
@@ -281,10 +283,6 @@ class Cache:
             fills.remove(fill)
             if not fills:
                 del self._fills[process_id]
-
-    def _is_followed(self, seen: Snapshot) -> bool:
-        """Whether all that the snapshot does not contain is streamed."""
-        return self._barrier is None or not self._barrier.running & seen.running
 
     # What is in memory
 
@@ -331,7 +329,7 @@ class Cache:
         }
         self._recent = {process_id: marks for process_id, marks in unseen.items() if marks}
         self._recent_everywhere = [mark for mark in self._recent_everywhere if not seen.contains(mark)]
-        if self._is_followed(seen):
+        if _is_followed(seen, self._barrier):
             self._barrier = None
 
     # Waiting for the stream
@@ -365,3 +363,8 @@ class Cache:
         if process_id in self._unfit:
             return Miss.TOO_LARGE
         return Miss.EVICTED if process_id in self._evicted else Miss.COLD
+
+
+def _is_followed(seen: Snapshot, barrier: Snapshot | None) -> bool:
+    """Whether all that the snapshot does not contain is streamed."""
+    return barrier is None or not barrier.running & seen.running
