@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kafka.broker import Broker, KafkaNotFound
+from kafka.broker import Broker, KafkaNotFound, jars
 from progressor import Node
 from progressor.node import DEV_HTTP, announce, dev_config
 from progressor.serving import LOG_FORMAT, STOP_SIGNALS, serve
@@ -26,6 +26,9 @@ PARTITIONS = 3
 def main() -> int:
     options = _options()
     try:
+        if options.fetch:
+            print(f"kafka: {jars()}")
+            return 0
         return _run_node(options.node) if options.node else _run_broker(options.topics)
     except KafkaNotFound as problem:
         print(f"kafka: {problem}", file=sys.stderr)
@@ -35,6 +38,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/kafka", description=__doc__)
     parser.add_argument("topics", nargs="*", metavar="TOPIC:PARTITIONS", help="made at the start")
+    parser.add_argument("--fetch", action="store_true", help="only see to it that Kafka is here")
     parser.add_argument("--node", nargs="?", const=DEV_HTTP, metavar="ADDRESS", help=f"of its HTTP port: {DEV_HTTP}")
     return parser.parse_args()
 
