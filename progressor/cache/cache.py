@@ -329,7 +329,7 @@ class Cache:
         }
         self._recent = {process_id: marks for process_id, marks in unseen.items() if marks}
         self._recent_everywhere = [mark for mark in self._recent_everywhere if not seen.contains(mark)]
-        if _is_followed(seen, self._barrier):
+        if self._barrier is not None and not self._barrier.is_newer(seen) and _is_followed(seen, self._barrier):
             self._barrier = None
 
     # Waiting for the stream

@@ -174,6 +174,17 @@ def test_a_reading_that_was_begun_before_the_stream_was_lost_is_not_kept(source:
     assert cache.figures().entries == 0
 
 
+def test_a_snapshot_that_is_older_than_the_barrier_does_not_lift_it(source: Source) -> None:
+    cache, _ = connected(source)
+    before, source.snapshot = source.snapshot, Snapshot(101, frozenset({100}), 1500)
+    cache.disconnect()
+    cache.connect(source.snapshot)
+    cache.confirm(before)
+    source.put("p")
+    get(cache, "p")
+    assert cache.figures().entries == 0
+
+
 def test_a_reading_that_fails_leaves_nothing(source: Source) -> None:
     def failing(process_id: str, range: Range, patience: float) -> Reading:
         raise ConnectionError
