@@ -10,7 +10,7 @@ import select
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import psycopg
@@ -21,6 +21,9 @@ from progressor.cache.pgoutput import Begin, Commit, Decoder, Message
 
 LOOK = 0.2
 """Seconds: how long a look lasts at most, and so how long a stop may take."""
+PAUSE = 0.002
+"""Seconds to let more come when something has come. The server sends each row by itself, and to be woken for each of
+them costs more than the rows do."""
 STATUS_INTERVAL = 1.0
 """Seconds between reports of what was received; the server keeps its WAL until then."""
 SILENCE = 10.0
@@ -70,7 +73,9 @@ class Stream:
         """What comes within this time. What was yielded counts as handled when the next one is asked for."""
         until = monotonic() + seconds
         while (left := until - monotonic()) > 0 and not self._is_over():
-            self._wait(left)
+            if self._wait(left):
+                sleep(PAUSE)
+                self._link.consume_input()
             for data in self._received():
                 if data[0] == _KEEPALIVE:
                     self._note(data)
@@ -113,9 +118,12 @@ class Stream:
 
     # The stream
 
-    def _wait(self, seconds: float) -> None:
-        if self._poll.poll(seconds * 1000):
-            self._link.consume_input()
+    def _wait(self, seconds: float) -> bool:
+        """Whether something has come."""
+        if not self._poll.poll(seconds * 1000):
+            return False
+        self._link.consume_input()
+        return True
 
     def _received(self) -> Iterator[bytes]:
         while True:
