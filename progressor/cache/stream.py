@@ -73,9 +73,7 @@ class Stream:
         """What comes within this time. What was yielded counts as handled when the next one is asked for."""
         until = monotonic() + seconds
         while (left := until - monotonic()) > 0 and not self._is_over():
-            if self._wait(left):
-                sleep(PAUSE)
-                self._link.consume_input()
+            self._wait(left, PAUSE)
             for data in self._received():
                 if data[0] == _KEEPALIVE:
                     self._note(data)
@@ -118,12 +116,10 @@ class Stream:
 
     # The stream
 
-    def _wait(self, seconds: float) -> bool:
-        """Whether something has come."""
-        if not self._poll.poll(seconds * 1000):
-            return False
-        self._link.consume_input()
-        return True
+    def _wait(self, seconds: float, pause: float = 0.0) -> None:
+        if self._poll.poll(seconds * 1000):
+            sleep(pause)
+            self._link.consume_input()
 
     def _received(self) -> Iterator[bytes]:
         while True:
