@@ -116,7 +116,13 @@ class KafkaPublisher:
         self._topics = {n: notifier.topic if n is Notice.EVENT else notifier.lifecycle_topic for n in Notice}
         self._names = sorted({name for name in self._topics.values() if name is not None})
         self._endpoints = ",".join(client.endpoints)
-        self._settings = {**DEFAULTS, **client.config, "bootstrap.servers": self._endpoints}
+        self._settings = {
+            **DEFAULTS,
+            **client.config,
+            "bootstrap.servers": self._endpoints,
+            "error_cb": self._note,
+            "logger": log_of_librdkafka,
+        }
         self._producer: Producer | None = None
         self._known: Mapping[str, Topic] = {}
         self._known_until = 0.0
@@ -245,7 +251,7 @@ class KafkaPublisher:
         """Whether it was time to ask the brokers."""
         if self._known and time.monotonic() < self._known_until:
             return False
-        known = topics.look({**self._settings, "logger": log_of_librdkafka}, self._names, PATIENCE, stop)
+        known = topics.look(self._settings, self._names, PATIENCE, stop)
         if known != self._known:  # of new partitions a producer would hear after minutes
             self._abandon()
         self._known, self._known_until = known, time.monotonic() + REFRESH
@@ -259,8 +265,7 @@ class KafkaPublisher:
                 "batch.size": min(BATCH_BYTES, *limits),
                 **({"batch.num.messages": 1} if self._one_by_one else {}),
             }
-            settings = {**self._settings, **sizes, **PROMISED, "error_cb": self._note, "logger": log_of_librdkafka}
-            self._producer = Producer(settings)
+            self._producer = Producer({**self._settings, **sizes, **PROMISED})
         return self._producer
 
     def _abandon(self) -> None:

@@ -38,14 +38,12 @@ def look(settings: Mapping[str, Any], names: Sequence[str], patience: float, sto
     The client ends here: librdkafka aborts the process when a client that nobody ended is garbage, and the collector
     happens to run in a thread of librdkafka, as it may while an answer is handed over.
     """
-    trouble: list[str] = []
-    watched: dict[str, Any] = {**settings, "error_cb": lambda error: trouble.append(error.str())}
-    with AdminClient(watched) as admin:
+    with AdminClient(dict(settings)) as admin:
         try:
             return _look(admin, names, patience, stop)
-        except Unavailable as problem:
-            admin.poll(0)
-            raise Unavailable(": ".join([str(problem), *trouble[-1:]])) from problem
+        except Unavailable:
+            admin.poll(0)  # `error_cb` hears why
+            raise
 
 
 def _look(admin: AdminClient, names: Sequence[str], patience: float, stop: Flag) -> Mapping[str, Topic]:
