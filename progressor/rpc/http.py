@@ -11,8 +11,7 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -21,11 +20,6 @@ from typing import Any, Protocol
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from progressor.config import Limits, TlsConfig
@@ -35,6 +29,7 @@ from progressor.otp import Actor
 from progressor.rpc import woody
 from progressor.rpc.access import Caller, peer_names
 from progressor.rpc.address import DEFAULT_PATH
+from progressor.rpc.asgi import Answer, Application, ClientGone, Handler, Request, TooLarge, page
 from progressor.rpc.codec import DecodeError
 from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, listen, tls_context
 
@@ -93,13 +88,7 @@ class HttpServer(Actor):
         """Raises CannotListen."""
         context = None if self._tls is None else tls_context(self._tls)
         listener = self._where.dup() if isinstance(self._where, socket.socket) else listen(self._where)
-        pages = [("/metrics", self._metrics_page), ("/health", self._health_page), ("/ready", self._ready_page)]
-        routes = [Route(path, _page(answer), methods=["GET"]) for path, answer in pages]
-        refused = self._requests.refused(PORT)
-        routes += [_route(path, _woody(service), self._limits, refused) for path, service in self._services.items()]
-        if self._native is not None:
-            routes.append(_route(DEFAULT_PATH, _native(self._native), self._limits, refused))
-        self._server = _Server(_configuration(routes, context, self._limits, self._requests))
+        self._server = _Server(_configuration(self._handlers(), context, self._limits, self._requests))
         self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
         self._announce(bound(listener))
@@ -122,17 +111,28 @@ class HttpServer(Actor):
             if not self._server.should_exit:
                 self.ref.cast(Stopped())
 
-    def _metrics_page(self) -> tuple[HTTPStatus, str, bytes]:
-        return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._pages.scrape()
+    def _handlers(self) -> Mapping[str, Handler]:
+        refused = self._requests.refused(PORT)
+        endpoints = {path: _Endpoint(_call, service) for path, service in self._services.items()}
+        if self._native is not None:
+            endpoints[DEFAULT_PATH] = _native(self._native)
+        return {
+            "/metrics": page(self._metrics_page),
+            "/health": page(self._health_page),
+            "/ready": page(self._ready_page),
+            **{path: _handler(endpoint, self._limits, refused) for path, endpoint in endpoints.items()},
+        }
 
-    def _health_page(self) -> tuple[HTTPStatus, str, bytes]:
+    def _metrics_page(self) -> Answer:
+        return Answer(HTTPStatus.OK, {"content-type": CONTENT_TYPE_LATEST}, self._pages.scrape())
+
+    def _health_page(self) -> Answer:
         health, details = self._pages.health()
-        status = HTTPStatus.OK if health is Health.PASSING else HTTPStatus.SERVICE_UNAVAILABLE
-        return status, JSON, json.dumps({"status": health, "details": details}).encode()
+        return _json({"status": health, "details": details}, is_well=health is Health.PASSING)
 
-    def _ready_page(self) -> tuple[HTTPStatus, str, bytes]:
+    def _ready_page(self) -> Answer:
         ready = self._pages.is_ready
-        return (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE), JSON, json.dumps({"ready": ready}).encode()
+        return _json({"ready": ready}, is_well=ready)
 
 
 class _Server(uvicorn.Server):
@@ -217,13 +217,11 @@ class _Connection(HttpToolsProtocol):
 
 
 def _configuration(
-    routes: Sequence[Route], context: ssl.SSLContext | None, limits: Limits, requests: RequestMetrics
+    handlers: Mapping[str, Handler], context: ssl.SSLContext | None, limits: Limits, requests: RequestMetrics
 ) -> uvicorn.Config:
     connection = partial(_Connection, limits, requests.connections(PORT), requests.refused(PORT))
-    app = Starlette(routes=list(routes))
-    app.router.redirect_slashes = False
     return uvicorn.Config(
-        app,
+        Application(handlers),
         http=connection,  # type: ignore[arg-type]  # makes one, which is all that is asked
         loop="uvloop",
         ws="none",
@@ -240,12 +238,9 @@ def _configuration(
     )
 
 
-def _page(answer: Callable[[], tuple[HTTPStatus, str, bytes]]) -> Callable[[Request], Awaitable[Response]]:
-    async def page(_: Request) -> Response:
-        status, content_type, body = await run_in_threadpool(answer)
-        return Response(body, status, {"content-type": content_type})
-
-    return page
+def _json(content: Mapping[str, Any], *, is_well: bool) -> Answer:
+    status = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
+    return Answer(status, {"content-type": JSON}, json.dumps(content).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +249,6 @@ class _Endpoint:
 
     caller: Callable[[Request], Any]
     answer: Callable[[bytes, Any], Awaitable[tuple[bytes, Mapping[str, str]]]]
-
-
-def _woody(service: Service) -> _Endpoint:
-    return _Endpoint(_call, service)
 
 
 def _native(service: NativeService) -> _Endpoint:
@@ -270,31 +261,28 @@ def _native(service: NativeService) -> _Endpoint:
     return _Endpoint(_caller, answer)
 
 
-def _route(path: str, to: _Endpoint, limits: Limits, refused: Counter) -> Route:
-    async def endpoint(request: Request) -> Response:
+def _handler(to: _Endpoint, limits: Limits, refused: Counter) -> Handler:
+    async def read(request: Request) -> tuple[Any, bytes]:
         try:
-            with _counted(refused):
-                caller, message = to.caller(request), await _body(request, limits)
+            return to.caller(request), await _body(request, limits)
+        except (woody.Failure, ClientGone):
+            refused.inc()
+            raise
+
+    async def handler(request: Request) -> Answer:
+        try:
+            caller, message = await read(request)
             body, headers = await to.answer(message, caller)
         except woody.Failure as failure:
-            return Response(status_code=failure.status, headers={**failure.headers, **_allow(failure)})
-        except ClientDisconnect:
-            return Response(status_code=HTTPStatus.BAD_REQUEST)
+            return Answer(failure.status, {**failure.headers, **_allow(failure)})
+        except ClientGone:
+            return Answer(HTTPStatus.BAD_REQUEST)
         except Exception:
-            logger.exception("no answer to a request of %s", path)
-            return Response(status_code=500, headers=woody.unexpected("internal error").headers)
-        return Response(body, headers={"content-type": woody.CONTENT_TYPE, **headers})
+            logger.exception("no answer to a request")
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, woody.unexpected("internal error").headers)
+        return Answer(HTTPStatus.OK, {"content-type": woody.CONTENT_TYPE, **headers}, body)
 
-    return Route(path, endpoint, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-
-
-@contextmanager
-def _counted(refused: Counter) -> Iterator[None]:
-    try:
-        yield
-    except (woody.Failure, ClientDisconnect):
-        refused.inc()
-        raise
+    return handler
 
 
 def _call(request: Request) -> woody.Call:
@@ -308,7 +296,7 @@ def _call(request: Request) -> woody.Call:
 def _caller(request: Request) -> Caller:
     _check_head(request)
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return Caller(request.scope["state"][NAMES], token.strip() if scheme.lower() == "bearer" else None)
+    return Caller(request.state[NAMES], token.strip() if scheme.lower() == "bearer" else None)
 
 
 def _check_head(request: Request) -> None:
@@ -324,17 +312,9 @@ def _allow(failure: woody.Failure) -> dict[str, str]:
 
 
 async def _body(request: Request, limits: Limits) -> bytes:
-    length = request.headers.get("content-length", "0")
-    too_much = woody.Failure(413, woody.UNEXPECTED, f"a request has at most {limits.request_bytes} bytes")
-    if not length.isdecimal() or int(length) > limits.request_bytes:
-        raise too_much
-    body = bytearray()
     try:
-        async with asyncio.timeout(limits.stall_timeout):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.request_bytes:
-                    raise too_much
+        return await request.body(limits.request_bytes, limits.stall_timeout)
+    except TooLarge:
+        raise woody.Failure(413, woody.UNEXPECTED, f"a request has at most {limits.request_bytes} bytes") from None
     except TimeoutError:
         raise woody.Failure(408, woody.UNEXPECTED, "the request did not come to its end") from None
-    return bytes(body)

@@ -8,17 +8,18 @@ serves it at /v1/processor until SIGTERM or SIGINT. As a context manager: `servi
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from starlette.concurrency import run_in_threadpool
 
 from progressor.errors import ConfigError, ProcessorError, TransientError
 from progressor.metrics import RequestMetrics
@@ -36,6 +37,8 @@ from progressor.rpc.listener import CannotListen, url
 from progressor.rpc.service import Service
 
 PATH = "/v1/processor"
+THREADS = 200
+"""Steps at the same time: as many as a namespace has workers by default."""
 
 
 class ProcessorService(Service):
@@ -43,11 +46,16 @@ class ProcessorService(Service):
 
     def __init__(self, processor: Processor, metrics: RequestMetrics) -> None:
         self._processor = processor
+        self._threads = ThreadPoolExecutor(THREADS, "step")
         super().__init__(
             Generated,
             {"ProcessSignal": self._signal, "ProcessCall": self._call, "ProcessRepair": self._repair},
             metrics,
         )
+
+    def close(self) -> None:
+        """Steps that hang are left alone."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _signal(self, given: Any, call: woody.Call) -> Any:
         signal_ = given.a.signal
@@ -71,7 +79,8 @@ class ProcessorService(Service):
         args = b"" if arg is None else values.store(arg)
         request = StepRequest(task, args, machine.process(seen), seen.ns, deadline=call.deadline)
         try:
-            return await run_in_threadpool(self._processor, request, call.context())
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._processor, request, call.context())
         except TransientError as error:
             raise woody.Failure(503, woody.UNAVAILABLE, error.reason) from error
         except ProcessorError as error:
@@ -117,6 +126,7 @@ def serving(client: str, options: Mapping[str, Any] | None = None, listen: str =
         yield url(bound[0]) + PATH
     finally:
         server.stop(math.inf)
+        service.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
