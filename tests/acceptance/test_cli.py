@@ -207,6 +207,15 @@ def test_top(progressor: Command) -> None:
     assert 0 < float(shown[-1].split()[-1]) <= 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is started in the background of a script ignores SIGINT, and so does all that it starts, unless told."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_top_looks_again_and_again_until_it_is_interrupted(progressor: Command) -> None:
     with progressor.begin("top", ECHO, "--interval", "0.05") as live:
         assert live.stdout is not None
