@@ -20,7 +20,7 @@ from progressor.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
-_LOCK = 0x50524F48  # beside the one of the migrations
+_LOCK = 0x50524F49  # beside those of migrations and publishers
 _WHOLE = """
 select count(*) from pg_publication p
 where pubname = %s and pubinsert and pubupdate and pubdelete and pubtruncate and (puballtables or 2 = (

@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 
 from progressor.errors import ConfigError
 from progressor.model import Answered, Event, Page, Process, ProcessStatus, TraceUnit
+from progressor.rpc import woody
 
 T = TypeVar("T")
 JSON = Mapping[str, Any]
@@ -38,7 +39,7 @@ def binary(data: bytes | None) -> JSON | None:
 
 
 def instant(at: datetime | None) -> str | None:
-    return None if at is None else at.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
+    return None if at is None else woody.show_time(at, "auto")
 
 
 def answered(answer: Answered) -> JSON:

@@ -6,14 +6,14 @@ publisher does with a message. The tests hold them against the generated code.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from struct import Struct
 from typing import Any
 
 from progressor import terms
 from progressor.engine.ports import Message, Notice
 from progressor.representation import format_version
-from progressor.rpc import codec, values
+from progressor.rpc import codec, values, woody
 from progressor.rpc.gen.lifecycle_sink.ttypes import (
     LifecycleEvent,
     LifecycleEventData,
@@ -49,8 +49,8 @@ def encode(ns: str, message: Message) -> bytes:
 
 def show_time(at: datetime) -> str:
     """RFC 3339 in UTC, as machinegun's own sink: six digits behind the second, three, or none, without losing any."""
-    text = at.astimezone(UTC).isoformat().removesuffix("+00:00")
-    return (text.removesuffix("000") if "." in text else text) + "Z"
+    whole_milliseconds = at.microsecond and at.microsecond % 1000 == 0
+    return woody.show_time(at, "milliseconds" if whole_milliseconds else "auto")
 
 
 def _event(ns: str, message: Message) -> bytes:

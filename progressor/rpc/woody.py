@@ -139,7 +139,7 @@ def read_time(text: str) -> datetime:
 
 
 def show_time(at: datetime, timespec: str = "microseconds") -> str:
-    """RFC 3339 in UTC."""
+    """RFC 3339 in UTC; `timespec` as of `datetime.isoformat`."""
     return at.astimezone(UTC).isoformat(timespec=timespec).removesuffix("+00:00") + "Z"
 
 
