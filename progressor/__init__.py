@@ -3,9 +3,9 @@
 The names that users need; everything else may change. Writing a processor, embedding a node, calling it: README.md.
 """
 
-from progressor.api import Client as LocalClient
-from progressor.application import Node
-from progressor.client import Client
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from progressor.errors import (
     AccessDenied,
     CannotConnect,
@@ -48,6 +48,30 @@ from progressor.model import (
     now,
     seconds,
 )
+
+# The command line and the modules of processors import this package too, and should not wait for the whole node. What
+# brings in more than a few modules is therefore imported when it is first asked for (PEP 562).
+if TYPE_CHECKING:
+    from progressor.api import Client as LocalClient
+    from progressor.application import Node
+    from progressor.client import Client
+else:
+    _LATER = {
+        "Client": ("progressor.client", "Client"),
+        "LocalClient": ("progressor.api", "Client"),
+        "Node": ("progressor.application", "Node"),
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, attribute = _LATER[name]
+        found = globals()[name] = getattr(import_module(module), attribute)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted(globals().keys() | _LATER.keys())
+
 
 __all__ = [
     "AccessDenied",

@@ -31,6 +31,8 @@ LARGEST_PAGE = 10_000
 _NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
 """An escaped NUL in JSON, unlike an escaped backslash before `u0000`."""
 IMPORTABLE = (ProcessStatus.RUNNING, ProcessStatus.ERROR)
+SENDABLE = "a secret of letters, digits and signs of ASCII, without spaces"
+"""What `is_sendable` accepts, for messages."""
 
 
 def text(field: str, value: object, longest: int | None = None) -> None:
@@ -193,6 +195,11 @@ def imported(id: str, process: object) -> Process:
         raise InvalidRequest("process.history", f"expected events, got {type(process.history).__name__}")
     history = [_imported_event(number, event) for number, event in enumerate(process.history, 1)]
     return replace(process, history=history, last_event_id=len(history))
+
+
+def is_sendable(secret: str) -> bool:
+    """Whether a header of HTTP can carry it."""
+    return bool(secret) and all("!" <= character <= "~" for character in secret)
 
 
 def _imported_event(number: int, event: Any) -> Event:

@@ -20,7 +20,6 @@ from typing import Any, Self
 from thrift.Thrift import TApplicationException, TException
 
 from progressor import checks
-from progressor.config import SENDABLE, is_sendable
 from progressor.errors import ConfigError, UnexpectedAnswer
 from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit
 from progressor.rpc import codec, native_types
@@ -59,8 +58,8 @@ class Client(Verbs):
         address = read_url(url)
         tls = _context(address, ca, certificate, key)
         self._greets = address.has_tls or not address.is_http
-        if secret is not None and not is_sendable(secret):
-            raise ConfigError([f"secret: expected {SENDABLE}"])
+        if secret is not None and not checks.is_sendable(secret):
+            raise ConfigError([f"secret: expected {checks.SENDABLE}"])
         self._secret = secret
         self._read_timeout = read_timeout
         self._channel = Channel(address, tls, secret, connect_timeout, connections, self._greet)

@@ -24,6 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
+from progressor.checks import SENDABLE, is_sendable
 from progressor.errors import ConfigError
 from progressor.model import TaskType
 
@@ -574,14 +575,6 @@ def _limits(reader: _Reader) -> Limits:
             stall_timeout=table.take("stall_timeout", _duration),
             stop_timeout=table.take("stop_timeout", _duration),
         )
-
-
-SENDABLE: Final = "a secret of letters, digits and signs of ASCII, without spaces"
-
-
-def is_sendable(secret: str) -> bool:
-    """Whether a header of HTTP can carry it."""
-    return bool(secret) and all("!" <= character <= "~" for character in secret)
 
 
 # Reading a table
