@@ -339,6 +339,7 @@ begin
     perform {announce}(v_waiters, v_ids);
   end if;
 
+  -- A step that only adds events leaves its process as it is: no row for the WAL, and none for those who follow it.
   update {processes} p set
     status = i.status::process_status,
     previous_status = case when p.status::text = i.status then p.previous_status else p.status end,
@@ -349,7 +350,9 @@ begin
     metadata = coalesce(i.metadata, p.metadata)
   from unnest(a_pid, a_status, a_detail, a_corrupted, a_aux, a_metadata) with ordinality
     as i(pid, status, detail, corrupted, aux, metadata, ord)
-  where p.process_id = i.pid and (v_lost is null or i.ord <> all(v_lost));
+  where p.process_id = i.pid and (v_lost is null or i.ord <> all(v_lost))
+    and (p.status::text <> i.status or i.aux is not null or i.metadata is not null
+      or p.detail is distinct from i.detail or p.corrupted_by is distinct from i.corrupted);
 
   insert into {events} (process_id, task_id, event_id, timestamp, payload, metadata)
     select i.pid, i.task, e.id, e.at, e.payload, e.metadata

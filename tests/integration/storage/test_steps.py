@@ -63,6 +63,26 @@ def test_a_step_leaves_alone_what_it_does_not_mention(node: Node, tap: Tap) -> N
     assert tap.tables("processes", "events") == before
 
 
+@pytest.mark.parametrize(
+    ("intent", "written"),
+    [
+        (Intent([Event(b"e")], action=SetTimer(now())), False),
+        (Intent(aux_state=b"aux"), True),
+        (Intent(metadata={"a": 1}), True),
+        (DEFECT, True),
+    ],
+)
+def test_the_row_of_a_process_is_written_when_it_changes(
+    node: Node, tap: Tap, intent: Intent | Failure, written: bool
+) -> None:
+    """A new version of the row costs WAL, and those who follow it."""
+    node.process("p", Intent(aux_state=b"aux", metadata={"a": 1}))
+    claimed = node.due_timer("p")
+    before = tap.value("select ctid::text from {processes}")
+    node.complete(step(claimed, intent))
+    assert (tap.value("select ctid::text from {processes}") != before) == written
+
+
 def test_the_first_good_step_makes_a_process_run(node: Node, tap: Tap) -> None:
     node.process("p")
     (row,) = tap.rows("select status::text, previous_status::text, status_changed_at > created_at from {processes}")
