@@ -16,9 +16,11 @@ import psycopg
 from bench.job import Bench, Job, NotAvailable
 from bench.meter import Meter
 from bench.workloads import WORKLOADS
+from progressor.serving import tame_collector
 
 
 def main() -> int:
+    tame_collector()  # as progressor-node does
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     job = Job(**json.load(sys.stdin))
     print(json.dumps(run(job)))
