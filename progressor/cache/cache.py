@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import chain
 from threading import Event as Flag
 from threading import Lock
 from time import monotonic
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from progressor.cache.entry import Change, Entry
 from progressor.cache.snapshot import Mark, Snapshot
@@ -31,6 +33,7 @@ from progressor.engine.ports import Reading
 from progressor.errors import RequestTimeout
 from progressor.model import Process, Range
 
+T = TypeVar("T")
 STREAM_PATIENCE = 0.05
 """Seconds to wait for the stream to bring what a reader wants; it lags a few milliseconds behind."""
 VISIBLE_PAUSE = 0.005
@@ -98,6 +101,17 @@ class Memory:
         self.bytes -= size
 
 
+@dataclass(frozen=True, slots=True)
+class _Streamed:
+    """A transaction of the stream, and the processes that it changed; None: it may be any."""
+
+    mark: Mark
+    processes: AbstractSet[str] | None
+
+    def concerns(self, process_id: str) -> bool:
+        return self.processes is None or process_id in self.processes
+
+
 @dataclass(slots=True, eq=False)
 class _Fill:
     """A reading of the database that is under way."""
@@ -124,8 +138,7 @@ class Cache:
         self._entries: dict[str, Entry] = {}
         self._fills: dict[str, list[_Fill]] = {}
         self._waiting: dict[str, list[Flag]] = {}
-        self._recent: dict[str, list[Mark]] = {}
-        self._recent_everywhere: list[Mark] = []
+        self._recent: list[_Streamed] = []
         self._barrier: Snapshot | None = None
         self._connected = False
         self._evicted: OrderedDict[str, None] = OrderedDict()
@@ -172,8 +185,7 @@ class Cache:
         with self._lock:
             self._confirm(barrier)
             kept = {xid % 2**32 for xid in barrier.running}  # what else is not in it was never on this server
-            for marks in (*self._recent.values(), self._recent_everywhere):
-                marks[:] = [mark for mark in marks if mark.xid in kept]
+            self._recent = [streamed for streamed in self._recent if streamed.mark.xid in kept]
             self._barrier = barrier
             self._connected = True
 
@@ -183,28 +195,19 @@ class Cache:
             self._connected = False
             self._clear()
 
-    def apply(self, process_id: str, mark: Mark, change: Callable[[], Change]) -> None:
-        """What a transaction did to one process; `change` is asked when somebody wants to know."""
+    def apply(self, mark: Mark, rows: Mapping[str, T], change: Callable[[T], Change]) -> None:
+        """What a transaction did, by process; `change` is asked about those that somebody wants to know of."""
         with self._lock:
-            self._recent.setdefault(process_id, []).append(mark)
-            entry, fills = self._entries.get(process_id), self._fills.get(process_id, ())
-            if entry is not None and not entry.is_worth_following:
-                self.evict(process_id)
-                entry = None
-            if entry is None and not fills:
-                return
-            made = change()
-            for fill in fills:
-                fill.changes.append((mark, made))
-            if entry is not None and not entry.base.contains(mark):
-                self._keep(process_id, entry.after(made))
-            for flag in self._waiting.get(process_id, ()):
-                flag.set()
+            self._recent.append(_Streamed(mark, frozenset(rows)))
+            wanted = (rows.keys() & self._entries.keys()) | (rows.keys() & self._fills.keys())
+        for process_id in wanted:
+            with self._lock:
+                self._apply(process_id, mark, partial(change, rows[process_id]))
 
     def empty(self, mark: Mark) -> None:
         """A transaction changed more than can be told."""
         with self._lock:
-            self._recent_everywhere.append(mark)
+            self._recent.append(_Streamed(mark, None))
             self._clear()
 
     def confirm(self, seen: Snapshot) -> None:
@@ -251,7 +254,7 @@ class Cache:
 
     def _begin(self, process_id: str) -> _Fill:
         with self._lock:
-            before = [*self._recent.get(process_id, ()), *self._recent_everywhere]
+            before = [streamed.mark for streamed in self._recent if streamed.concerns(process_id)]
             whole = self._connected and self._unfit.get(process_id, 0.0) <= monotonic()
             fill = _Fill(before, whole, may_stay=whole, barrier=self._barrier)
             self._fills.setdefault(process_id, []).append(fill)
@@ -285,6 +288,21 @@ class Cache:
                 del self._fills[process_id]
 
     # What is in memory
+
+    def _apply(self, process_id: str, mark: Mark, change: Callable[[], Change]) -> None:
+        entry, fills = self._entries.get(process_id), self._fills.get(process_id, ())
+        if entry is not None and not entry.is_worth_following:
+            self.evict(process_id)
+            entry = None
+        if entry is None and not fills:
+            return
+        made = change()
+        for fill in fills:
+            fill.changes.append((mark, made))
+        if entry is not None and not entry.base.contains(mark):
+            self._keep(process_id, entry.after(made))
+        for flag in self._waiting.get(process_id, ()):
+            flag.set()
 
     def _keep(self, process_id: str, entry: Entry | None) -> None:
         """In place of what was there, if it is not too large."""
@@ -323,12 +341,7 @@ class Cache:
         self._unfit.clear()
 
     def _confirm(self, seen: Snapshot) -> None:
-        unseen = {
-            process_id: [mark for mark in marks if not seen.contains(mark)]
-            for process_id, marks in self._recent.items()
-        }
-        self._recent = {process_id: marks for process_id, marks in unseen.items() if marks}
-        self._recent_everywhere = [mark for mark in self._recent_everywhere if not seen.contains(mark)]
+        self._recent = [streamed for streamed in self._recent if not seen.contains(streamed.mark)]
         if self._barrier is not None and not self._barrier.is_newer(seen) and _is_followed(seen, self._barrier):
             self._barrier = None
 

@@ -91,9 +91,13 @@ class Entry:
 
     def after(self, change: Change) -> Entry | None:
         """The next state; None when there is none that is known. Asked once of each entry, in the order of the WAL."""
-        appended = sorted(change.appended, key=_event_id)
-        last = self._count + len(appended)
-        if change.ends or [event.event_id for event in appended] != list(range(self._count + 1, last + 1)):
+        appended = sorted(change.appended, key=_event_id) if len(change.appended) > 1 else change.appended
+        last = self._count
+        for event in appended:
+            last += 1
+            if event.event_id != last:
+                return None
+        if change.ends:
             return None
         history, process, weight = self._history, self._process, self._weight
         history.extend(appended)

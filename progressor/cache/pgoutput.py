@@ -8,13 +8,13 @@ migration may change their order in the middle of a stream.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple, TypeAlias
 
-_BEGIN = struct.Struct(">QqI").unpack_from
-_COMMIT = struct.Struct(">QQq").unpack_from
+_INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT, _RELATION, _TRUNCATE = b"IUDBCRT"
+_BEGIN_BODY = struct.Struct(">QqI").unpack_from
+_COMMIT_BODY = struct.Struct(">QQq").unpack_from
 _U32 = struct.Struct(">I").unpack_from
 _I32 = struct.Struct(">i").unpack_from
 _I16 = struct.Struct(">h").unpack_from
@@ -63,30 +63,32 @@ class Row:
 
     def value(self, place: int) -> bytes:
         """What was sent of a column; empty when nothing was."""
-        return next(islice(self, place, None))[1] or b""
+        data, at = self._data, self._at + 2
+        for _ in range(place):
+            at += 5 + _I32(data, at + 1)[0] if data[at] in _SENT else 1
+        return data[at + 5 : at + 5 + _I32(data, at + 1)[0]] if data[at] in _SENT else b""
 
-    def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
+    def columns(self) -> Sequence[tuple[int, bytes | None]]:
         """The kind of each column, and what was sent of it."""
         data, at = self._data, self._at
+        columns: list[tuple[int, bytes | None]] = []
         (count,) = _I16(data, at)
         at += 2
         for _ in range(count):
             kind = data[at]
-            at += 1
             if kind in _SENT:
-                end = at + 4 + _I32(data, at)[0]
-                yield kind, data[at + 4 : end]
+                end = at + 5 + _I32(data, at + 1)[0]
+                columns.append((kind, data[at + 5 : end]))
                 at = end
             else:
-                yield kind, None
+                columns.append((kind, None))
+                at += 1
+        return columns
 
     @property
     def end(self) -> int:
         """Where it ends in the message."""
-        at = self._at + 2
-        for _, value in self:
-            at += 1 if value is None else 5 + len(value)
-        return at
+        return self._at + 2 + sum(1 if value is None else 5 + len(value) for _, value in self.columns())
 
 
 class Begin(NamedTuple):
@@ -137,39 +139,39 @@ class Decoder:
     def __init__(self) -> None:
         self._relations: dict[int, Relation] = {}
 
-    def decode(self, data: bytes) -> Message | None:
-        """None for messages that say nothing about rows: origins, types, logical messages."""
-        match data[:1]:
-            case b"I":
-                return Insert(self._relation(data, 1), Row(data, 6))
-            case b"U":
-                return self._update(data)
-            case b"D":
-                return Delete(self._relation(data, 1), Row(data, 6))
-            case b"B":
-                return Begin(*_BEGIN(data, 1))
-            case b"C":
-                return Commit(*_COMMIT(data, 2))
-            case b"R":
-                return self._described(data)
-            case b"T":
-                (count,) = _I32(data, 1)
-                return Truncate([self._relation(data, 6 + 4 * n) for n in range(count)])
+    def decode(self, data: bytes, at: int = 0) -> Message | None:
+        """The message that begins at `at`; None when it says nothing about rows: origins, types, logical messages."""
+        kind = data[at]
+        if kind == _INSERT:
+            return Insert(self._relation(data, at + 1), Row(data, at + 6))
+        if kind == _UPDATE:
+            return self._update(data, at)
+        if kind == _DELETE:
+            return Delete(self._relation(data, at + 1), Row(data, at + 6))
+        if kind == _BEGIN:
+            return Begin(*_BEGIN_BODY(data, at + 1))
+        if kind == _COMMIT:
+            return Commit(*_COMMIT_BODY(data, at + 2))
+        if kind == _RELATION:
+            return self._described(data, at)
+        if kind == _TRUNCATE:
+            (count,) = _I32(data, at + 1)
+            return Truncate([self._relation(data, at + 6 + 4 * n) for n in range(count)])
         return None
 
     def _relation(self, data: bytes, at: int) -> Relation:
         return self._relations[_U32(data, at)[0]]
 
-    def _update(self, data: bytes) -> Update:
-        relation = self._relation(data, 1)
-        if data[5] == _NEW_ROW:
-            return Update(relation, None, Row(data, 6))
-        old = Row(data, 6)
+    def _update(self, data: bytes, at: int) -> Update:
+        relation = self._relation(data, at + 1)
+        if data[at + 5] == _NEW_ROW:
+            return Update(relation, None, Row(data, at + 6))
+        old = Row(data, at + 6)
         return Update(relation, old, Row(data, old.end + 1))
 
-    def _described(self, data: bytes) -> Relation:
-        (oid,) = _U32(data, 1)
-        schema, at = _text(data, 5)
+    def _described(self, data: bytes, at: int) -> Relation:
+        (oid,) = _U32(data, at + 1)
+        schema, at = _text(data, at + 5)
         name, at = _text(data, at)
         (count,) = _I16(data, at + 1)  # behind the replica identity
         at += 3

@@ -23,7 +23,7 @@ from progressor.cache.publication import CacheUnavailable
 from progressor.cache.session import Connection
 from progressor.cache.snapshot import Mark
 from progressor.cache.stream import LOOK, Stream, StreamLost
-from progressor.cache.transaction import Transaction
+from progressor.cache.transaction import Transaction, change
 from progressor.otp import Actor, Timer, TimerHandle
 
 logger = logging.getLogger(__name__)
@@ -135,9 +135,8 @@ class Replication(Actor):
         caches = self._feed.caches
         for ns in transaction.emptied & caches.keys():
             caches[ns].empty(transaction.mark)
-        for ns, process_id, change in transaction.by_process():
-            if ns in caches:
-                caches[ns].apply(process_id, transaction.mark, change)
+        for ns in transaction.changes.keys() & caches.keys():
+            caches[ns].apply(transaction.mark, transaction.changes[ns], change)
 
     def _lost(self, problem: str) -> None:
         if self.ref.stop_reason is not None:

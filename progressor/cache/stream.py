@@ -77,7 +77,7 @@ class Stream:
             for data in self._received():
                 if data[0] == _KEEPALIVE:
                     self._note(data)
-                elif data[0] == _WAL_DATA and (message := self._decoder.decode(data[_WAL_DATA_HEADER:])) is not None:
+                elif data[0] == _WAL_DATA and (message := self._decoder.decode(data, _WAL_DATA_HEADER)) is not None:
                     yield message
                     self._follow(message)
             self._keep_alive()
@@ -118,6 +118,7 @@ class Stream:
 
     def _wait(self, seconds: float, pause: float = 0.0) -> None:
         if self._poll.poll(seconds * 1000):
+            self._heard, self._asked = monotonic(), False
             sleep(pause)
             self._link.consume_input()
 
@@ -129,7 +130,6 @@ class Stream:
             if size < 0:
                 self._link.get_result()
                 raise StreamLost(self._link.get_error_message() or StreamLost.__doc__)
-            self._heard, self._asked = monotonic(), False
             yield bytes(data)
 
     def _follow(self, message: Message) -> None:

@@ -7,10 +7,12 @@ changed every process of the namespaces it touches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from psycopg.adapt import Transformer
 from psycopg.pq import Format
@@ -38,14 +40,18 @@ ROW_OVERHEAD = 400
 
 PROCESSES: Final = "processes"
 EVENTS: Final = "events"
-_PARTS = (PROCESSES, EVENTS)
-_PROCESS_FIELDS = frozenset({
-    "status", "detail", "aux_state", "metadata", "created_at", "previous_status", "status_changed_at", "corrupted_by",
-})  # fmt: skip
-_EVENT_FIELDS = frozenset({"event_id", "timestamp", "task_id", "payload", "metadata"})
+_FIELDS: Final = {
+    PROCESSES: frozenset({"status", "detail", "aux_state", "metadata", "created_at", "previous_status",
+                          "status_changed_at", "corrupted_by"}),
+    EVENTS: frozenset({"event_id", "timestamp", "task_id", "payload", "metadata"}),
+}  # fmt: skip
+_KEYS: Final = {PROCESSES: ["process_id"], EVENTS: ["process_id", "event_id"]}
 _TEXTS = frozenset({"status", "previous_status", "detail"})
 """The same characters in both formats, enums too, whose oids differ from database to database."""
+_EMPTY_JSON = b"\x01{}"
 _Change: TypeAlias = Insert | Update | Delete
+Rows: TypeAlias = list[_Change]
+"""Of one process, as they came."""
 
 
 @dataclass(slots=True)
@@ -53,107 +59,127 @@ class Transaction:
     """What was streamed of it so far; complete at its commit."""
 
     mark: Mark
-    changes: dict[tuple[str, str], list[_Change]] = field(default_factory=dict)
+    changes: defaultdict[str, defaultdict[str, Rows]] = field(default_factory=lambda: defaultdict(_by_process))
     """By namespace and process."""
     emptied: set[str] = field(default_factory=set)
-    """Namespaces of which anything may have changed."""
+    """Namespaces of which anything may have changed; these are not in `changes`."""
     size: int = 0
 
     def add(self, message: Message) -> None:
         match message:
-            case Insert(relation, new):
-                self._add(message, relation, new)
-            case Update(relation, old, new):
-                self._add(message, relation, new)
-                if old is not None and _value(relation, old, "process_id") != _value(relation, new, "process_id"):
-                    self._add(message, relation, old)
-            case Delete(relation, old):
-                self._add(message, relation, old)
-            case Truncate(relations):
-                self.emptied.update(ns for ns, part in map(_parts, relations) if part in _PARTS)
+            case Insert():
+                self._add(message, message.new)
+            case Update():
+                self._add(message, message.new)
+                if message.old is not None and not _is_same(message, _KEYS[PROCESSES]):
+                    self._add(message, message.old)
+            case Delete():
+                self._add(message, message.old)
+            case Truncate():
+                self._empty({table.ns for table in map(_table, message.relations) if table.part in _FIELDS})
 
-    def by_process(self) -> Iterator[tuple[str, str, Callable[[], Change]]]:
-        """Namespace, process, and how to get what became of it."""
-        for (ns, process_id), changes in self.changes.items():
-            if ns not in self.emptied:
-                yield ns, process_id, partial(change, changes)
-
-    def _add(self, message: _Change, relation: Relation, row: Row) -> None:
-        ns, part = _parts(relation)
-        if part not in _PARTS or ns in self.emptied:
+    def _add(self, message: _Change, row: Row) -> None:
+        table = _table(message.relation)
+        if table.part not in _FIELDS or table.ns in self.emptied:
             return
-        process_id = _value(relation, row, "process_id").decode()
-        self.changes.setdefault((ns, process_id), []).append(message)
+        self.changes[table.ns][row.value(table.process_id).decode()].append(message)
         self.size += ROW_OVERHEAD + len(row)
         if self.size > LARGEST:
-            self.emptied.update(ns for ns, _ in self.changes)
-            self.changes.clear()
+            self._empty(set(self.changes))
             self.size = 0
 
+    def _empty(self, namespaces: AbstractSet[str]) -> None:
+        self.emptied |= namespaces
+        for ns in namespaces:
+            self.changes.pop(ns, None)
 
-def change(messages: list[_Change]) -> Change:
+
+def _by_process() -> defaultdict[str, Rows]:
+    return defaultdict(list)
+
+
+def change(messages: Rows) -> Change:
     """What these rows of one process make of it."""
     made = Change()
     for message in messages:
-        is_event = _parts(message.relation)[1] == EVENTS
+        table = _table(message.relation)
+        is_event = table.part == EVENTS
         match message:
-            case Insert(relation, new) if is_event:
-                made.appended.append(_event(relation, new))
-            case Update(relation, old, new) if old is None or _is_same(relation, old, new, is_event=is_event):
+            case Insert() if is_event:
+                made.appended.append(Event(**_fields(table, message.new)))
+            case Update() if message.old is None or _is_same(message, _KEYS[table.part]):
+                fields = _fields(table, message.new)
                 if is_event:
-                    fields = _event_fields(relation, new)
                     made.replaced.setdefault(fields["event_id"], {}).update(fields)
                 else:
-                    made.columns.update(_fields(relation, new, _PROCESS_FIELDS))
+                    made.columns.update(fields)
             case _:  # a process that is new or gone, events that are gone, another key
                 made.ends = True
     return made
 
 
-def _parts(relation: Relation) -> tuple[str, str]:
-    """The namespace, and which of its tables this is."""
-    ns, _, part = relation.name.rpartition("_")
-    return ns, part
+def _is_same(update: Update, key: Sequence[str]) -> bool:
+    """Whether it leaves these columns as they were; `old` has them."""
+    old, new, places = update.old, update.new, update.relation.places
+    return old is not None and all(old.value(places[name]) == new.value(places[name]) for name in key)
 
 
-def _is_same(relation: Relation, old: Row, new: Row, *, is_event: bool) -> bool:
-    """Whether an update leaves the key as it is."""
-    key = ("process_id", "event_id") if is_event else ("process_id",)
-    return all(_value(relation, old, name) == _value(relation, new, name) for name in key)
-
-
-def _value(relation: Relation, row: Row, name: str) -> bytes:
-    return row.value(relation.places[name])
-
-
-def _event(relation: Relation, row: Row) -> Event:
-    return Event(**_event_fields(relation, row))
-
-
-def _event_fields(relation: Relation, row: Row) -> dict[str, Any]:
-    fields = _fields(relation, row, _EVENT_FIELDS)
-    if fields.get("metadata", ...) is None:
-        fields["metadata"] = {}  # as the storage reads it
-    return fields
-
-
-def _fields(relation: Relation, row: Row, names: frozenset[str]) -> dict[str, Any]:
+def _fields(table: _Table, row: Row) -> dict[str, Any]:
     """The columns that were sent, as Python's values."""
     return {
-        name: None if value is None else load[kind](value)
-        for (name, load), (kind, value) in zip(_loaders(relation), row, strict=True)
-        if kind != UNCHANGED and name in names
+        field.name: field.null() if value is None else field.load[kind](value)
+        for field, (kind, value) in zip(table.fields, row.columns(), strict=True)
+        if field is not None and kind != UNCHANGED
     }
 
 
+class _Field(NamedTuple):
+    """A column that is wanted, and how to make a value of what was sent of it."""
+
+    name: str
+    load: Mapping[int, Callable[[bytes], Any]]
+    null: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """What a relation is to a cache."""
+
+    ns: str
+    part: str
+    process_id: int
+    """The place of this column."""
+    fields: Sequence[_Field | None]
+    """Of each column."""
+
+
 @lru_cache(64)
-def _loaders(relation: Relation) -> Sequence[tuple[str, Mapping[int, Callable[[bytes], Any]]]]:
-    """The name of each column, and how to make a value of what was sent of it."""
-    return [(column.name, _loader(column)) for column in relation.columns]
+def _table(relation: Relation) -> _Table:
+    ns, _, part = relation.name.rpartition("_")
+    wanted = _FIELDS.get(part, frozenset())
+    fields = [_field(part, column) if column.name in wanted else None for column in relation.columns]
+    return _Table(ns, part, relation.places.get("process_id", 0), fields)
 
 
-def _loader(column: Column) -> Mapping[int, Callable[[bytes], Any]]:
+def _field(part: str, column: Column) -> _Field:
+    null = dict if (part, column.name) == (EVENTS, "metadata") else _none  # as the storage reads it
+    return _Field(column.name, _loads(column), null)
+
+
+def _loads(column: Column) -> Mapping[int, Callable[[bytes], Any]]:
     if column.name in _TEXTS:
         return {TEXT: bytes.decode, BINARY: bytes.decode}
     find = Transformer().get_loader
-    return {TEXT: find(column.type, Format.TEXT).load, BINARY: find(column.type, Format.BINARY).load}
+    load = {TEXT: find(column.type, Format.TEXT).load, BINARY: find(column.type, Format.BINARY).load}
+    if column.name == "metadata":
+        load[BINARY] = partial(_json, load[BINARY])
+    return load
+
+
+def _json(load: Callable[[bytes], Any], data: bytes) -> Any:
+    """Most metadata is empty, which costs more to find out in the usual way than all other columns."""
+    return {} if data == _EMPTY_JSON else load(data)
+
+
+def _none() -> None:
+    return None

@@ -29,7 +29,7 @@ from progressor.cache.pgoutput import (
     Update,
 )
 from progressor.cache.snapshot import Mark, Snapshot
-from progressor.cache.transaction import Transaction
+from progressor.cache.transaction import Transaction, change
 from progressor.model import Range
 from progressor.storage import migrate, sql
 from progressor.storage.pool import Pool
@@ -129,9 +129,10 @@ def test_a_relation_may_change_in_the_middle_of_a_transaction(published: Databas
             execute(connection, "alter table {events} add column metadata jsonb default '{{\"b\": 2}}'")
             execute(connection, "insert into {events} values ('p', 7, 2, null, 'two', 'more', '{{\"a\": 1}}')")
         (transaction,) = recorded.transactions()
-    ((ns, process_id, change),) = transaction.by_process()
-    assert (ns, process_id) == (NS, "p")
-    assert [(event.payload, event.metadata) for event in change().appended] == [(b"one", {}), (b"two", {"a": 1})]
+    assert list(transaction.changes) == [NS]
+    ((process_id, rows),) = transaction.changes[NS].items()
+    assert process_id == "p"
+    assert [(event.payload, event.metadata) for event in change(rows).appended] == [(b"one", {}), (b"two", {"a": 1})]
 
 
 def test_what_was_rolled_back_is_not_there(published: Database) -> None:
@@ -143,8 +144,8 @@ def test_what_was_rolled_back_is_not_there(published: Database) -> None:
         with connection.transaction(force_rollback=True):
             execute(connection, "insert into {events} values ('p', 7, 3, null, null, 'three')")
         (transaction,) = recorded.transactions()
-    ((_, _, change),) = transaction.by_process()
-    assert [event.payload for event in change().appended] == [b"one"]
+    (rows,) = transaction.changes[NS].values()
+    assert [event.payload for event in change(rows).appended] == [b"one"]
 
 
 def test_a_large_transaction_changes_everything(published: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,7 @@ def test_a_large_transaction_changes_everything(published: Database, monkeypatch
     with tape(published, binary=True) as (recorded, connection):
         execute(connection, "insert into {events} select 'p' || n, 7, 1, null, null, '' from generate_series(1, 100) n")
         (transaction,) = recorded.transactions()
-    assert (transaction.emptied, list(transaction.by_process())) == ({NS}, [])
+    assert (transaction.emptied, transaction.changes) == ({NS}, {})
 
 
 # Any operations
@@ -276,8 +277,8 @@ def read(storage: PostgresStorage, process_id: str) -> Entry | None:
 
 
 def follow(entries: dict[str, Entry | None], transaction: Transaction) -> None:
-    for _, process_id, change in transaction.by_process():
+    for process_id, rows in transaction.changes.get(NS, {}).items():
         entry = entries.get(process_id)
-        entries[process_id] = None if entry is None else entry.after(change())
+        entries[process_id] = None if entry is None else entry.after(change(rows))
     if NS in transaction.emptied:
         entries.update(dict.fromkeys(entries))

@@ -61,7 +61,7 @@ def get(cache: Cache, process_id: str) -> Process | None:
 
 
 def streamed(cache: Cache, process_id: str, change: Change, lsn: int = 2000) -> None:
-    cache.apply(process_id, Mark(lsn, 200), lambda: change)
+    cache.apply(Mark(lsn, 200), {process_id: change}, lambda change: change)
 
 
 def test_the_least_recently_used_leave_when_room_is_needed(source: Source) -> None:
@@ -193,7 +193,7 @@ def test_a_reading_that_fails_leaves_nothing(source: Source) -> None:
     cache.connect(source.snapshot)
     with pytest.raises(ConnectionError):
         cache.read("p", EVERYTHING, 1.0)
-    cache.apply("p", Mark(2000, 200), lambda: pytest.fail("nobody wants to know"))
+    cache.apply(Mark(2000, 200), {"p": None}, lambda _: pytest.fail("nobody wants to know"))
 
 
 def test_a_change_that_does_not_become_visible_is_a_timeout(source: Source) -> None:

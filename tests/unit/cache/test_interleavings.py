@@ -72,7 +72,7 @@ class World:
         if self.streamed < len(self.changes):
             change = self.changes[self.streamed]
             self.streamed += 1
-            self.cache.apply("p", self.mark(self.streamed), lambda: change)
+            self.cache.apply(self.mark(self.streamed), {"p": change}, lambda change: change)
 
     def other(self) -> None:
         self.others += 1
