@@ -418,7 +418,7 @@ class Node:
         def server() -> Actor:
             listen = self._config.listen
             where = self._listeners.get("thrift", address)
-            return TcpServer(where, self._native().answer, announce, self.metrics.requests, listen.tls, listen.limits)
+            return TcpServer(where, self._native(), announce, self.metrics.requests, listen.tls, listen.limits)
 
         return server
 

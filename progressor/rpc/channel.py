@@ -57,7 +57,8 @@ class Channel:
     def exchange(self, message: bytes, seconds: float, effect: Effect) -> bytes:
         """The answer to a message, which comes within so many seconds.
 
-        Raises CannotConnect: nothing was done; RequestTimeout: nobody knows; AccessDenied, UnexpectedAnswer.
+        Raises CannotConnect: nothing was done; RequestTimeout: nobody knows; AccessDenied, InvalidRequest,
+        UnexpectedAnswer.
         """
         deadline, may_be_done = monotonic() + seconds, False
         failure: Exception
@@ -89,8 +90,7 @@ class Channel:
         was_sent = False
         try:
             connection.socket.settimeout(min(max(SHORTEST, deadline - monotonic()), LONGEST))
-            connection.send(message)
-            was_sent = True
+            was_sent = connection.send(message)
             answer = connection.receive()
         except LOST as error:
             connection.close()
@@ -100,7 +100,10 @@ class Channel:
         except BaseException:
             connection.close()
             raise
-        self._give_back(connection)
+        if was_sent:
+            self._give_back(connection)
+        else:
+            connection.close()
         return answer
 
     def _take_idle(self) -> Connection | None:

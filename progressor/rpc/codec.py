@@ -23,6 +23,8 @@ from progressor.rpc.gen.state_processing import ttypes as state_processing
 
 T = TypeVar("T")
 VERSION = 0x80010000
+BEGINNING = 8
+"""Bytes that tell how long the head of a message is."""
 REPLACEMENT = "\ufffd"
 _PLAIN = frozenset((bytes, int, float, bool, type(None)))
 _UNIONS = frozenset((
@@ -84,8 +86,8 @@ def decode(cls: type[T], data: bytes) -> T:
     return found
 
 
-def message_head(data: bytes) -> tuple[str, int, int, bytes]:
-    """Name, kind and sequence number of a message, and the bytes of its struct."""
+def head_size(data: bytes) -> int:
+    """How many bytes of a message stand before its struct, by the first `BEGINNING` of them. Raises DecodeError."""
     if len(data) < 4:
         raise DecodeError("no message")
     (head,) = struct.unpack_from(">I", data)
@@ -95,13 +97,22 @@ def message_head(data: bytes) -> tuple[str, int, int, bytes]:
         raise NotStrict(f"bad binary protocol version: {(head >> 16) & 0x7FFF}")
     try:
         (length,) = struct.unpack_from(">i", data, 4)
-        name = data[8 : 8 + length].decode()
-        (seqid,) = struct.unpack_from(">i", data, 8 + length)
-    except (struct.error, UnicodeDecodeError) as error:
+    except struct.error as error:
         raise DecodeError(f"no message: {error}") from error
     if length < 0:
         raise DecodeError("no message: negative length of its name")
-    return name, head & 0xFF, seqid, data[12 + length :]
+    return 12 + int(length)
+
+
+def message_head(data: bytes) -> tuple[str, int, int, bytes]:
+    """Name, kind and sequence number of a message, and the bytes of its struct. Raises DecodeError."""
+    size = head_size(data)
+    try:
+        name = data[BEGINNING : size - 4].decode()
+        (seqid,) = struct.unpack_from(">i", data, size - 4)
+    except (struct.error, UnicodeDecodeError) as error:
+        raise DecodeError(f"no message: {error}") from error
+    return name, data[3], seqid, data[size:]
 
 
 def check(value: Any) -> bool:

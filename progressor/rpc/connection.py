@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from progressor.errors import CannotConnect, UnexpectedAnswer
+from progressor.errors import CannotConnect, InvalidRequest, UnexpectedAnswer
 from progressor.rpc.address import Address
 from progressor.rpc.woody import CONTENT_TYPE, ERROR_REASON
 
@@ -25,20 +25,21 @@ class Connection(ABC):
     socket: socket.socket
 
     @abstractmethod
-    def send(self, message: bytes) -> None:
-        """Raises one of LOST: the message has not been sent whole."""
+    def send(self, message: bytes) -> bool:
+        """Whether all of it: a node that refuses a message because of its size answers before it has come to its end.
+        Raises one of LOST: the message has not been sent whole."""
 
     @abstractmethod
     def receive(self) -> bytes:
         """The answer. Raises one of LOST, TimeoutError among them; CannotConnect, when the request was turned away;
-        UnexpectedAnswer."""
+        InvalidRequest, when it is too large; UnexpectedAnswer."""
 
     def close(self) -> None:
         self.socket.close()
 
     @property
     def is_usable(self) -> bool:
-        """Whether the node has not closed it: while nothing is asked, nothing comes but the end."""
+        """Whether nothing comes from the node: before a message has been sent whole, that is a refusal, or the end."""
         if self.socket.fileno() < 0:
             return False
         poll = select.poll()
@@ -57,8 +58,13 @@ class TcpConnection(Connection):
             plain.close()
             raise
 
-    def send(self, message: bytes) -> None:
-        self.socket.sendall(HEAD.pack(len(message)) + message)
+    def send(self, message: bytes) -> bool:
+        frame = memoryview(HEAD.pack(len(message)) + message)
+        for at in range(0, len(frame), PORTION):
+            if at and not self.is_usable:
+                return False
+            self.socket.sendall(frame[at : at + PORTION])
+        return True
 
     def receive(self) -> bytes:
         (size,) = HEAD.unpack(self._read(HEAD.size))
@@ -89,8 +95,9 @@ class HttpConnection(Connection):
         authorization = {} if secret is None else {"authorization": f"Bearer {secret}"}
         self._headers: Mapping[str, str] = {"content-type": CONTENT_TYPE, "accept": CONTENT_TYPE, **authorization}
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes) -> bool:
         self._http.request("POST", self._path, message, self._headers)
+        return True
 
     def receive(self) -> bytes:
         answer = self._http.getresponse()
@@ -101,6 +108,8 @@ class HttpConnection(Connection):
         match answer.status:
             case HTTPStatus.SERVICE_UNAVAILABLE:  # too many connections, or what stands before the node finds none
                 raise CannotConnect(f"{CannotConnect.text}: {text}")
+            case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                raise InvalidRequest("request", text)
             case HTTPStatus.BAD_GATEWAY | HTTPStatus.GATEWAY_TIMEOUT:  # it found one, and lost it
                 raise EOFError(text)
         raise UnexpectedAnswer(f"{UnexpectedAnswer.text}: {text}")

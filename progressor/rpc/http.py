@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 PORT = "http"
 JSON = "application/json"
 
+TOO_LARGE = "a request has at most {} bytes: send less, or raise listen.limits.request_bytes"
 NAMES = "names"
 """Where the state of a request has the names of its client's certificate."""
 
@@ -315,6 +316,6 @@ async def _body(request: Request, limits: Limits) -> bytes:
     try:
         return await request.body(limits.request_bytes, limits.stall_timeout)
     except TooLarge:
-        raise woody.Failure(413, woody.UNEXPECTED, f"a request has at most {limits.request_bytes} bytes") from None
+        raise woody.Failure(413, woody.UNEXPECTED, TOO_LARGE.format(limits.request_bytes)) from None
     except TimeoutError:
         raise woody.Failure(408, woody.UNEXPECTED, "the request did not come to its end") from None

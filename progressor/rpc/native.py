@@ -16,7 +16,7 @@ from typing import Any
 from thrift.Thrift import TApplicationException
 
 from progressor.api import FutureClient
-from progressor.errors import ProgressorError, RequestTimeout
+from progressor.errors import AccessDenied, InvalidRequest, ProgressorError, RequestTimeout
 from progressor.metrics import RequestMetrics
 from progressor.model import Answered, Health, Op, Page, Process, TraceUnit
 from progressor.rpc import codec, native_types
@@ -60,18 +60,31 @@ class Native:
 
     async def answer(self, message: bytes, caller: Caller) -> bytes:
         """The reply. Raises DecodeError for what is no call. Cancelled, because the server stops, it says so."""
-        name, kind, seqid, body = codec.message_head(message)
-        if kind != codec.CALL:
-            raise DecodeError("no call")
-        known = name if name in self._methods or name == AUTHENTICATE else ""
+        name, seqid, body = _call(message)
+        known = name if self._knows(name) else ""
         began, outcome = self._metrics.began(SERVICE), NO_ANSWER
         try:
             reply, outcome = await self._reply(name, seqid, body, caller)
             return reply
         except TApplicationException as failure:
-            return codec.encode_message(name[:LONGEST_NAME], codec.EXCEPTION, seqid, failure)
+            return _failed(name, seqid, failure)
         finally:
             self._metrics.ended(SERVICE, known, outcome, began)
+
+    def refusal(self, head: bytes, size: int, most: int, caller: Caller) -> bytes:
+        """The reply to a message that has more bytes than it may have, of which nothing but the head was read.
+
+        Raises DecodeError for what is no call.
+        """
+        name, seqid, _ = _call(head)
+        problem = f"{size} bytes, but the node takes {most}: send less, or raise its listen.limits.request_bytes"
+        try:
+            self._check(name, caller)
+            return _thrown(name, seqid, InvalidRequest("request", problem))[0]
+        except AccessDenied as error:
+            return _thrown(name, seqid, error)[0]
+        except TApplicationException as failure:
+            return _failed(name, seqid, failure)
 
     async def _reply(self, name: str, seqid: int, body: bytes, caller: Caller) -> tuple[bytes, str]:
         """With its outcome for the metrics. Raises TApplicationException."""
@@ -92,14 +105,22 @@ class Native:
 
     async def _value(self, name: str, body: bytes, caller: Caller) -> Any:
         """What a call comes to. Raises DecodeError, TApplicationException and ProgressorError."""
-        if name not in self._methods and name != AUTHENTICATE:
-            raise TApplicationException(TApplicationException.UNKNOWN_METHOD, f"unknown method {name[:LONGEST_NAME]!r}")
+        self._check(name, caller)
         if name == AUTHENTICATE:
             caller.secret = (await aside(len(body), _arguments, name, body)).secret
             self._access.check(caller)
             return None
-        self._access.check(caller)
         return await wrap_future(await aside(len(body), self._ask, name, body))
+
+    def _knows(self, name: str) -> bool:
+        return name in self._methods or name == AUTHENTICATE
+
+    def _check(self, name: str, caller: Caller) -> None:
+        """Raises TApplicationException for no method, AccessDenied for one that needs a caller who is let in."""
+        if not self._knows(name):
+            raise TApplicationException(TApplicationException.UNKNOWN_METHOD, f"unknown method {name[:LONGEST_NAME]!r}")
+        if name != AUTHENTICATE:
+            self._access.check(caller)
 
     def _ask(self, name: str, body: bytes) -> Future[Any]:
         return self._methods[name](_arguments(name, body))
@@ -160,6 +181,18 @@ def _arguments(name: str, body: bytes) -> Any:
     if any(argument is None for argument in vars(given).values()):
         raise DecodeError("an argument is missing")
     return given
+
+
+def _call(message: bytes) -> tuple[str, int, bytes]:
+    """Name and sequence number of a call, and the bytes of its arguments. Raises DecodeError."""
+    name, kind, seqid, body = codec.message_head(message)
+    if kind != codec.CALL:
+        raise DecodeError("no call")
+    return name, seqid, body
+
+
+def _failed(name: str, seqid: int, failure: TApplicationException) -> bytes:
+    return codec.encode_message(name[:LONGEST_NAME], codec.EXCEPTION, seqid, failure)
 
 
 def _thrown(name: str, seqid: int, error: ProgressorError) -> tuple[bytes, str]:

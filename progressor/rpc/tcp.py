@@ -2,6 +2,9 @@
 
 One event loop in one thread, as that of the HTTP port. A client that sends half of a frame, garbage or a huge length,
 or does not read its answers, costs its own connection only, and not for long.
+
+A call that is larger than it may be is answered when its head is there. The rest is read and thrown away: a connection
+that is closed with something unread takes the answer with it (RST, RFC 1122, 4.2.2.13).
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import socket
 import ssl
 import struct
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
+from typing import Protocol
 
 import uvloop
 from prometheus_client import Counter
@@ -23,14 +27,24 @@ from progressor.config import Limits, TlsConfig
 from progressor.metrics import RequestMetrics
 from progressor.otp import Actor
 from progressor.rpc.access import Caller, peer_names
-from progressor.rpc.codec import DecodeError
+from progressor.rpc.codec import BEGINNING, DecodeError, head_size
 from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, listen, tls_context
 
 PORT = "thrift"
 HEAD = struct.Struct(">i")
 
-Service = Callable[[bytes, Caller], Awaitable[bytes]]
-"""A message and who sent it; the reply. Raises DecodeError. Cancelled it may still reply."""
+LONGEST_HEAD = 1024
+PORTION = 64 * 1024
+
+
+class Service(Protocol):
+    """Both give the reply to a message, and raise DecodeError."""
+
+    async def answer(self, message: bytes, caller: Caller) -> bytes:
+        """Cancelled it may still reply."""
+
+    def refusal(self, head: bytes, size: int, most: int, caller: Caller) -> bytes:
+        """Of a message that is there up to its struct only, since it has more bytes than it may have."""
 
 
 class TcpServer(Actor):
@@ -151,7 +165,7 @@ class _Connection:
         service: Service,
         limits: Limits,
         leaving: asyncio.Event,
-        stalled: Counter,
+        refused: Counter,
     ) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
@@ -161,7 +175,7 @@ class _Connection:
         self._service = service
         self._limits = limits
         self._leaving = leaving
-        self._stalled = stalled
+        self._refused = refused
         self._caller = Caller(peer_names(writer.transport))
         self._is_idle = False
         self._deadline = math.inf
@@ -173,10 +187,11 @@ class _Connection:
     async def serve(self) -> None:
         """Until the client has gone, or one of the two ends has enough. Raises DecodeError, EOFError and OSError."""
         while not self._leaving.is_set() and not self._caller.is_refused:
-            message = await self._read()
-            self._deadline = math.inf
-            reply = await self._service(message, self._caller)
-            await self._write(reply)
+            size = await self._size()
+            if size > self._limits.request_bytes:
+                await self._refuse(size)
+            else:
+                await self._answer(size)
 
     def end_if_idle(self) -> None:
         if self._is_idle:
@@ -185,15 +200,41 @@ class _Connection:
     def forget(self) -> None:
         self._watch.cancel()
 
-    async def _read(self) -> bytes:
+    async def _size(self) -> int:
+        """Of the next message, which then has to come in time."""
         self._is_idle = True
         self._expect(self._limits.idle_timeout)
         (size,) = HEAD.unpack(await self._reader.readexactly(HEAD.size))
         self._is_idle = False
-        if not 0 < size <= self._limits.request_bytes:
-            raise DecodeError("no frame, or too large a one")
+        if size <= 0:
+            raise DecodeError("no frame")
         self._expect(self._limits.stall_timeout)
-        return await self._reader.readexactly(size)
+        return int(size)
+
+    async def _answer(self, size: int) -> None:
+        message = await self._reader.readexactly(size)
+        self._deadline = math.inf
+        await self._write(await self._service.answer(message, self._caller))
+
+    async def _refuse(self, size: int) -> None:
+        """The whole of the message, answer included, has the time of any other one."""
+        head = await self._head(size)
+        self._refused.inc()
+        await self._write(self._service.refusal(head, size, self._limits.request_bytes, self._caller))
+        left = size - len(head)
+        while left:
+            portion = await self._reader.read(min(left, PORTION))
+            if not portion:
+                raise EOFError
+            left -= len(portion)
+
+    async def _head(self, size: int) -> bytes:
+        """The bytes of a message before its struct; what is none is refused at its first bytes."""
+        beginning = await self._reader.readexactly(min(size, BEGINNING))
+        length = min(size, head_size(beginning))
+        if length > LONGEST_HEAD:
+            raise DecodeError("no head, or too long a one")
+        return beginning + await self._reader.readexactly(length - len(beginning))
 
     async def _write(self, reply: bytes) -> None:
         if self._writer.is_closing():
@@ -212,5 +253,5 @@ class _Connection:
             self._watch = self._loop.call_later(self._limits.stall_timeout, self._look)
             return
         if not self._is_idle:
-            self._stalled.inc()
+            self._refused.inc()
         self._writer.transport.abort()

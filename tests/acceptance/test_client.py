@@ -238,6 +238,15 @@ def test_an_invalid_request_names_the_field(client: Client, field: str) -> None:
     assert caught.value.field == field.partition(" ")[0]
 
 
+@pytest.mark.parametrize("size", [32 * 1024 * 1024, 300_000_000])
+def test_a_request_that_is_too_large(client: Client, name: str, size: int) -> None:
+    """The limit is told, not a lost connection, and the client goes on."""
+    with pytest.raises(InvalidRequest, match=r"request: .*33554432") as caught:
+        client.init(ns=TALK, id=name, args=bytes(size))
+    assert caught.value.field == "request"
+    client.init(ns=TALK, id=name, args=b"x")
+
+
 def test_any_patience_is_possible(client: Client, name: str) -> None:
     client.init(ns=TALK, id=name, args=b"x", timeout=1e300)
     assert client.get(ns=TALK, id=name, timeout=1e300).last_event_id == 1

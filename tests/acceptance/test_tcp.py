@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import struct
@@ -13,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from thrift.Thrift import TApplicationException
 
 from progressor import CannotConnect, Client
 from progressor.rpc import codec
@@ -85,8 +87,10 @@ def is_ended(connection: socket.socket) -> bool:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\xff\xfe",
         b"\0\0\0\0",
         b"\x7f\xff\xff\xff" + b"x" * 1000,
+        b"\x7f\xff\xff\xff" + b"\x80\x01\0\x01\x7f\xff\xff\xff",
+        b"\x7f\xff\xff\xff" + b"\x80\x01\0\x01\xff\xff\xff\xff",
+        b"\x7f\xff\xff\xff" + b"\x80\x01\0\x02\0\0\0\x03Get\0\0\0\x01",
         b"\xff\xff\xff\xff",
-        b"\0\x0f\x42\x41x",
         frame(b"garbage"),
         frame(b"\x80\x01\0\x01\x7f\xff\xff\xffx"),
         GOOD[4:],
@@ -99,7 +103,9 @@ def test_garbage_and_huge_lengths_end_the_connection_at_once(node: NodeProcess, 
         assert is_ended(client)
 
 
-@pytest.mark.parametrize("sent", [b"\0", GOOD[:10], GOOD[:-1], b"\0\x0f\x42\x40" + b"x" * 100_000])
+@pytest.mark.parametrize(
+    "sent", [b"\0", GOOD[:10], GOOD[:-1], b"\0\x0f\x42\x40" + b"x" * 100_000, b"\0\x0f\x42\x41" + b"\x80\x01"]
+)
 def test_half_a_frame_is_cut_off(node: NodeProcess, sent: bytes) -> None:
     with ExitStack() as stack:
         halves = [stack.enter_context(connect(node)) for _ in range(20)]
@@ -231,6 +237,54 @@ def test_a_request_as_large_as_is_allowed(node: NodeProcess) -> None:
     with native(node, "thrift") as client:
         client.Put(t.PutRequest(NS, "large", t.NewProcess(aux_state=BIG)))
         assert client.Get(t.GetRequest(NS, "large")).aux_state == BIG
+
+
+def huge(method: str, size: int = 2**31 - 1) -> bytes:
+    """The head of a call of so many bytes, and the length before it."""
+    return size.to_bytes(4, "big") + codec.encode_message(method, codec.CALL, 7, Native.Authenticate_args())[:-1]
+
+
+def test_a_request_that_is_too_large_is_told_so(node: NodeProcess) -> None:
+    """With the number of its call, on a connection that goes on."""
+    before = node.metric("progressor_requests_refused_total")
+    with native(node, "thrift") as client:
+        with pytest.raises(t.InvalidRequest) as refused:
+            client.Put(t.PutRequest(NS, "larger", t.NewProcess(aux_state=BIG * 2)))
+        assert refused.value.field == "request"
+        assert re.fullmatch(
+            r"18\d{5} bytes, but the node takes 1000000: send less, or raise its listen\.limits\.request_bytes",
+            refused.value.problem,
+        )
+        with pytest.raises(TApplicationException, match=r"listen\.limits\.request_bytes"):
+            client.Authenticate("x" * 2 * len(BIG))
+        assert client.HealthCheck([NS]).health == t.Health.passing
+    assert node.metric("progressor_requests_refused_total") == before + 2
+
+
+def test_it_is_told_when_the_head_is_there(node: NodeProcess) -> None:
+    """Who does not send the rest in time is cut off."""
+    with connect(node) as client, connect(node) as stranger:
+        client.sendall(huge("Get"))
+        name, kind, seqid, body = codec.message_head(read_frame(client))
+        assert (name, kind, seqid) == ("Get", codec.REPLY, 7)
+        assert codec.decode(Native.Get_result, body).invalid_request.problem.startswith("2147483647 bytes")
+        stranger.sendall(huge("Explode"))
+        name, kind, seqid, body = codec.message_head(read_frame(stranger))
+        assert (name, kind, seqid) == ("Explode", codec.EXCEPTION, 7)
+        assert codec.decode(TApplicationException, body).type == TApplicationException.UNKNOWN_METHOD
+        assert is_ended(client)
+        assert is_ended(stranger)
+
+
+def test_what_is_too_large_takes_up_no_room(node: NodeProcess) -> None:
+    before = figures(node)["kB"]
+    portion = bytes(1_000_000)
+    with connect(node) as client:
+        client.sendall(huge("Get", 300_000_000))
+        for _ in range(299):
+            client.sendall(portion)
+        assert figures(node)["kB"] < before + 20_000
+        assert codec.message_head(read_frame(client))[0] == "Get"
 
 
 def test_the_metrics_count_what_was_no_request(node: NodeProcess) -> None:
