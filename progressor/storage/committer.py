@@ -341,12 +341,12 @@ def _completed(
     cursor: Cursor, completions: Sequence[Completion], epoch: int, ended: list[Ended]
 ) -> list[Completed | Lost]:
     fates: list[Completed | Lost | None] = [None] * len(completions)
-    hints: dict[int, list[Hint]] = {}
+    hints: dict[str, list[Hint]] = {}
     for row in rows(cursor):
         match row.fate:
             case "timer":
                 if row.task_status != "blocked":
-                    hints.setdefault(row.ord, []).append(Hint(row.task_id, row.process_id, row.scheduled_time))
+                    hints.setdefault(row.process_id, []).append(Hint(row.task_id, row.process_id, row.scheduled_time))
             case "gone":
                 ended.append(Ended(row.task_id, _GONE))
             case "failed":
@@ -355,7 +355,7 @@ def _completed(
                 ended.append(Ended(row.task_id, Refused(ProcessRunning())))
             case _:
                 completion = completions[row.ord - 1]
-                fates[row.ord - 1] = _completion_fate(row, completion, epoch, hints.get(row.ord, ()))
+                fates[row.ord - 1] = _completion_fate(row, completion, epoch, hints.get(row.process_id, ()))
     return [Lost(None) if fate is None else fate for fate in fates]
 
 
@@ -390,11 +390,11 @@ def _next(row: Row, completion: Completion, epoch: int) -> Claimed:
 
 
 def _claimed(cursor: Cursor, claims: Sequence[Claim], epoch: int) -> list[Claimed | Hint | None]:
-    found: list[Claimed | Hint | None] = [None] * len(claims)
+    tokens = {claim.hint.task_id: claim.token for claim in claims}
+    found: dict[int, Claimed | Hint] = {}
     for row in rows(cursor):
-        place = row.ord - 1
         if row.fate == "early":
-            found[place] = Hint(row.task_id, row.process_id, row.scheduled_time)
+            found[row.task_id] = Hint(row.task_id, row.process_id, row.scheduled_time)
         else:
-            found[place] = row.claimed(epoch, claims[place].token)
-    return found
+            found[row.task_id] = row.claimed(epoch, tokens[row.task_id])
+    return [found.get(claim.hint.task_id) for claim in claims]

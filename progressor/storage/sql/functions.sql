@@ -251,7 +251,7 @@ end $$;
 -- Commits the results of steps. An item applies only while its process still runs under the item's token (the fence);
 -- otherwise its fate is `lost`, with what the database knows about the task. An applied item is `done`, or `next` when
 -- the process goes on at once under the token a_next: with a waiting call, or a timer that is due. `timer` rows tell of
--- timers that wait, `failed` and `obsolete` rows of waiting calls that were cancelled because the process is in error or
+-- timers that wait, by their processes, `failed` and `obsolete` rows of waiting calls that were cancelled because the process is in error or
 -- of repairs because it is not, `gone` rows of tasks that went with a removed process.
 --
 -- a_outcome: finished, error, or retry (the task itself waits again, until a_at).
@@ -317,21 +317,26 @@ begin
   end if;
 
   -- The results. A timer that ran at once has no task row yet (see below).
-  with answered as (
-    insert into {tasks} as t (task_id, process_id, task_type, status, scheduled_time, running_time, finished_time, args,
-                              metadata, response, last_retry_interval, attempts_count, context)
-      select r.task_id, r.process_id, r.task_type,
-        case i.outcome when 'retry' then 'waiting' else i.outcome end::task_status,
-        case i.outcome when 'retry' then i.due else r.scheduled_time end, r.running_time,
-        case when i.outcome <> 'retry' then v_now end, r.args,
-        r.metadata, i.response, i.wait, i.attempts, r.context
-      from unnest(a_pid, a_outcome, a_response, a_at, a_attempts, a_interval) with ordinality
-        as i(pid, outcome, response, due, attempts, wait, ord)
-      join {running} r on r.process_id = i.pid
-      where v_lost is null or i.ord <> all(v_lost)
-    on conflict (task_id) do update set status = excluded.status, scheduled_time = excluded.scheduled_time,
-      running_time = excluded.running_time, finished_time = excluded.finished_time, response = excluded.response,
-      last_retry_interval = excluded.last_retry_interval, attempts_count = excluded.attempts_count
+  with ended as (
+    select r.*, i.outcome, i.response, i.due, i.attempts, i.wait
+    from unnest(a_pid, a_outcome, a_response, a_at, a_attempts, a_interval) with ordinality
+      as i(pid, outcome, response, due, attempts, wait, ord)
+    join {running} r on r.process_id = i.pid
+    where v_lost is null or i.ord <> all(v_lost))
+  , inserted as (
+    insert into {tasks} (task_id, process_id, task_type, status, scheduled_time, running_time, finished_time, args,
+                         metadata, response, last_retry_interval, attempts_count, context)
+      select task_id, process_id, task_type,
+        case outcome when 'retry' then 'waiting' else outcome end::task_status,
+        case outcome when 'retry' then due else scheduled_time end, running_time,
+        case when outcome <> 'retry' then v_now end, args, metadata, response, wait, attempts, context
+      from ended e where not exists (select from {tasks} t where t.task_id = e.task_id))
+  , answered as (
+    update {tasks} t set status = case e.outcome when 'retry' then 'waiting' else e.outcome end::task_status,
+      scheduled_time = case e.outcome when 'retry' then e.due else e.scheduled_time end,
+      running_time = e.running_time, finished_time = case when e.outcome <> 'retry' then v_now end, response = e.response,
+      last_retry_interval = e.wait, attempts_count = e.attempts
+    from ended e where t.task_id = e.task_id
     returning t.task_id, t.waiter, t.status)
   select array_agg(waiter), array_agg(task_id) into v_waiters, v_ids from answered
     where waiter <> p_epoch and status <> 'waiting';
@@ -458,14 +463,14 @@ begin
     end if;
     return query
       with idle as (
-        select s.task_id, ord from unnest(v_more) ord
+        select s.task_id from unnest(v_more) ord
         cross join lateral (select task_id from {schedule} where process_id = a_pid[ord]
           and task_type in ('timeout', 'remove') and status = 'blocked' offset 0) s
         where v_next is null or ord <> all(array(select n.ord from unnest(v_next) n)))
       , unblocked as (
         update {schedule} s set status = 'waiting' from idle i where s.task_id = i.task_id
-        returning i.ord, s.*)
-      select ord, 'timer', task_id, task_type::text, null, scheduled_time, null::bytea, null::bytea, null::jsonb,
+        returning s.*)
+      select null::int, 'timer', task_id, task_type::text, null, scheduled_time, null::bytea, null::bytea, null::jsonb,
         null::int, null::bytea, process_id::text, null, null, null::bytea, null::jsonb, null::timestamptz, null,
         null::timestamptz, null::bigint, null::bigint from unblocked;
   end if;
@@ -489,19 +494,18 @@ begin
                                 last_retry_interval, attempts_count, context)
           select coalesce(i.id, i.task), i.pid, i.type::task_type,
             case when n.ord is null or i.type = 'notify' then 'waiting' else 'blocked' end::task_status,
-            i.due, i.args, case when i.id is null then r.metadata end, case when i.id is null then i.wait else 0 end,
-            case when i.id is null then i.attempts else 0 end, i.context
+            i.due, i.args, case when i.id is null then (select metadata from {running} r where r.process_id = i.pid) end,
+            case when i.id is null then i.wait else 0 end, case when i.id is null then i.attempts else 0 end, i.context
           from unnest(v_new, a_pid, a_task, a_outcome, a_timer, a_type, a_at, a_args, a_context, a_attempts, a_interval)
             with ordinality as i(id, pid, task, outcome, timer, type, due, args, context, attempts, wait, ord)
-          join {running} r on r.process_id = i.pid
           left join unnest(v_next) n on n.ord = i.ord
           where (v_lost is null or i.ord <> all(v_lost))
             and (i.outcome = 'retry' or i.timer = 'at' or (i.timer = 'now' and n.ord is not null))
           returning task_id, process_id, task_type, status, scheduled_time)
-      select i.ord::int, 'timer', t.task_id, t.task_type::text, t.status::text, t.scheduled_time, null::bytea, null::bytea,
-        null::jsonb, null::int, null::bytea, t.process_id::text, null, null, null::bytea, null::jsonb, null::timestamptz,
+      select null::int, 'timer', task_id, task_type::text, status::text, scheduled_time, null::bytea, null::bytea,
+        null::jsonb, null::int, null::bytea, process_id::text, null, null, null::bytea, null::jsonb, null::timestamptz,
         null, null::timestamptz, null::bigint, null::bigint
-      from timers t join unnest(a_pid) with ordinality as i(pid, ord) on i.pid = t.process_id;
+      from timers;
   end if;
 
   -- The running rows: in place for what goes on, gone for the others.
@@ -538,31 +542,34 @@ end $$;
 
 -- Takes due tasks of the schedule into the hands of this node: fate `started`, under a_token. A process that is locked
 -- now, or runs something, is passed over: somebody else is at it. `early` rows are not due by the clock of the database.
+-- The rows are told apart by their task ids.
 create or replace function {claim}(
   p_epoch bigint, p_again boolean, a_task bigint[], a_pid text[], a_token bigint[]
 ) returns setof progressor_outcome language plpgsql as $$
 declare
   v_now timestamptz := clock_timestamp();
-  v_free text[];
+  v_free int[];                -- claims whose processes this transaction has locked
+  v_started bigint;
 begin
-  select array_agg(process_id) into v_free from (
-    select process_id from {processes} where process_id = any(a_pid) order by process_id for update skip locked) free;
+  select array_agg(ord) into v_free from (
+    select i.ord from unnest(a_pid) with ordinality as i(pid, ord) join {processes} p on p.process_id = i.pid
+    order by p.process_id for update of p skip locked) free;
   return query
     with due as (
-      select distinct on (s.process_id) i.ord, i.token, s.task_id
-      from unnest(a_task, a_token) with ordinality as i(task, token, ord)
-      join {schedule} s on s.task_id = i.task
-      join {processes} p on p.process_id = s.process_id
-      where s.process_id = any(v_free) and s.status = 'waiting' and s.scheduled_time <= v_now
-        and (p.status <> 'error' or s.task_type <> 'notify')
+      select distinct on (s.process_id) a_token[ord] as token, s.*
+      from unnest(v_free) ord
+      join {schedule} s on s.task_id = a_task[ord]
+      where s.status = 'waiting' and s.scheduled_time <= v_now
+        and (s.task_type <> 'notify'
+          or (select status from {processes} p where p.process_id = s.process_id) <> 'error')
         and not exists (select from {running} r where r.process_id = s.process_id)
       order by s.process_id, s.task_type in ('timeout', 'remove'), s.task_id)
     , taken as (
       insert into {running} (process_id, task_id, task_type, status, scheduled_time, running_time, args, metadata,
                              last_retry_interval, attempts_count, context, owner, run_token)
-        select s.process_id, s.task_id, s.task_type, 'running', s.scheduled_time, v_now, s.args, s.metadata,
-          s.last_retry_interval, s.attempts_count, s.context, p_epoch, d.token
-        from due d join {schedule} s using (task_id)
+        select process_id, task_id, task_type, 'running', scheduled_time, v_now, args, metadata,
+          last_retry_interval, attempts_count, context, p_epoch, token
+        from due
         on conflict (process_id) do nothing
         returning *)
     , unscheduled as (
@@ -572,21 +579,25 @@ begin
         select o.task_id from taken t cross join lateral (
           select b.task_id from {schedule} b where b.process_id = t.process_id and b.task_id <> t.task_id
             and b.status::text = 'waiting' and b.task_type::text in ('timeout', 'remove') offset 0) o)))
-    select w.* from taken t join due d using (task_id)
-    cross join lateral {with_process}(row(
-      d.ord, 'started', t.task_id, t.task_type, t.status, t.scheduled_time, t.args, t.context, t.metadata,
-      t.attempts_count, null, t.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome) w;
-  return query
-    select w.* from unnest(a_task) with ordinality as i(task, ord) join {schedule} s on s.task_id = i.task
-    cross join lateral (select (row(i.ord, 'early', s.task_id, null, null, s.scheduled_time, null, null, null, null, null,
-      s.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome).*) w
-    where s.status = 'waiting' and s.scheduled_time > v_now;
+    select null::int, 'started', t.task_id, t.task_type::text, t.status::text, t.scheduled_time, t.args, t.context, t.metadata,
+      t.attempts_count, null::bytea, t.process_id::text, p.status::text, p.detail, p.aux_state, p.metadata, p.created_at,
+      p.previous_status::text, p.status_changed_at, p.corrupted_by, e.last
+    from taken t join {processes} p on p.process_id = t.process_id
+    cross join lateral (select coalesce(max(event_id), 0) as last from {events} where process_id = t.process_id) e;
+  get diagnostics v_started = row_count;
+  if v_started < cardinality(a_task) then
+    return query
+      select w.* from unnest(a_task) task join {schedule} s on s.task_id = task
+      cross join lateral (select (row(null, 'early', s.task_id, null, null, s.scheduled_time, null, null, null, null, null,
+        s.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome).*) w
+      where s.status = 'waiting' and s.scheduled_time > v_now;
+  end if;
   if p_again then
     return query
-      select w.* from unnest(a_pid, a_token) with ordinality as i(pid, token, ord)
+      select w.* from unnest(a_pid, a_token) as i(pid, token)
       join {running} r on r.process_id = i.pid and r.owner = p_epoch and r.run_token = i.token and r.running_time < v_now
       cross join lateral {with_process}(row(
-        i.ord, 'started', r.task_id, r.task_type, r.status, r.scheduled_time, r.args, r.context, r.metadata,
+        null, 'started', r.task_id, r.task_type, r.status, r.scheduled_time, r.args, r.context, r.metadata,
         r.attempts_count, null, r.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome) w;
   end if;
 end $$;
