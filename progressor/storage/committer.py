@@ -390,11 +390,11 @@ def _next(row: Row, completion: Completion, epoch: int) -> Claimed:
 
 
 def _claimed(cursor: Cursor, claims: Sequence[Claim], epoch: int) -> list[Claimed | Hint | None]:
-    tokens = {claim.hint.task_id: claim.token for claim in claims}
-    found: dict[int, Claimed | Hint] = {}
+    found: list[Claimed | Hint | None] = [None] * len(claims)
     for row in rows(cursor):
+        place = row.ord - 1
         if row.fate == "early":
-            found[row.task_id] = Hint(row.task_id, row.process_id, row.scheduled_time)
+            found[place] = Hint(row.task_id, row.process_id, row.scheduled_time)
         else:
-            found[row.task_id] = row.claimed(epoch, tokens[row.task_id])
-    return [found.get(claim.hint.task_id) for claim in claims]
+            found[place] = row.claimed(epoch, claims[place].token)
+    return found

@@ -542,7 +542,6 @@ end $$;
 
 -- Takes due tasks of the schedule into the hands of this node: fate `started`, under a_token. A process that is locked
 -- now, or runs something, is passed over: somebody else is at it. `early` rows are not due by the clock of the database.
--- The rows are told apart by their task ids.
 create or replace function {claim}(
   p_epoch bigint, p_again boolean, a_task bigint[], a_pid text[], a_token bigint[]
 ) returns setof progressor_outcome language plpgsql as $$
@@ -579,7 +578,7 @@ begin
         select o.task_id from taken t cross join lateral (
           select b.task_id from {schedule} b where b.process_id = t.process_id and b.task_id <> t.task_id
             and b.status::text = 'waiting' and b.task_type::text in ('timeout', 'remove') offset 0) o)))
-    select null::int, 'started', t.task_id, t.task_type::text, t.status::text, t.scheduled_time, t.args, t.context, t.metadata,
+    select array_position(a_token, t.run_token), 'started', t.task_id, t.task_type::text, t.status::text, t.scheduled_time, t.args, t.context, t.metadata,
       t.attempts_count, null::bytea, t.process_id::text, p.status::text, p.detail, p.aux_state, p.metadata, p.created_at,
       p.previous_status::text, p.status_changed_at, p.corrupted_by, e.last
     from taken t join {processes} p on p.process_id = t.process_id
@@ -587,17 +586,17 @@ begin
   get diagnostics v_started = row_count;
   if v_started < cardinality(a_task) then
     return query
-      select w.* from unnest(a_task) task join {schedule} s on s.task_id = task
-      cross join lateral (select (row(null, 'early', s.task_id, null, null, s.scheduled_time, null, null, null, null, null,
+      select w.* from unnest(a_task) with ordinality as i(task, ord) join {schedule} s on s.task_id = i.task
+      cross join lateral (select (row(i.ord, 'early', s.task_id, null, null, s.scheduled_time, null, null, null, null, null,
         s.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome).*) w
       where s.status = 'waiting' and s.scheduled_time > v_now;
   end if;
   if p_again then
     return query
-      select w.* from unnest(a_pid, a_token) as i(pid, token)
+      select w.* from unnest(a_pid, a_token) with ordinality as i(pid, token, ord)
       join {running} r on r.process_id = i.pid and r.owner = p_epoch and r.run_token = i.token and r.running_time < v_now
       cross join lateral {with_process}(row(
-        null, 'started', r.task_id, r.task_type, r.status, r.scheduled_time, r.args, r.context, r.metadata,
+        i.ord, 'started', r.task_id, r.task_type, r.status, r.scheduled_time, r.args, r.context, r.metadata,
         r.attempts_count, null, r.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome) w;
   end if;
 end $$;

@@ -71,6 +71,13 @@ def test_results_are_in_the_order_of_the_claims(node: Node, tap: Tap) -> None:
     assert [c.task.token for c in found if isinstance(c, Claimed)] == [claims[n].token for n in (0, 2, 3)]
 
 
+def test_a_task_that_is_claimed_twice_in_a_batch_is_had_once(node: Node, due: Hint) -> None:
+    """A scan may find a task that is being claimed already."""
+    (claimed,) = [found for found in node.claim(due, due) if found is not None]
+    assert isinstance(claimed, Claimed)
+    assert isinstance(node.complete(step(claimed)), Completed)
+
+
 def test_a_blocked_timer_is_not_claimed(node: Node, tap: Tap, due: Hint) -> None:
     node.start("call", "p")
     before = tap.tables()
