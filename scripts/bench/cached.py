@@ -5,9 +5,10 @@ What is compared is measured in one run, one after the other: a machine drifts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
+from statistics import fmean
 from threading import Event as Flag
 from time import monotonic, sleep
 
@@ -19,6 +20,7 @@ from bench.stepping import init_all, steps_between
 from progressor import Node, Process
 
 STORAGE = {"cache": "bench"}
+ROUNDS = 3
 RATE = 3000
 """Steps a second while the lag is measured."""
 SAMPLE = 0.02
@@ -88,23 +90,25 @@ def _lag(node: Node) -> float:
 
 
 def steps(bench: Bench, processes: int) -> Figures:
-    """Processes whose every step is followed by the next, followed by the cache; before and after it without one."""
+    """Processes whose every step is followed by the next: without a cache and with one that follows them, in turns,
+    because a machine drifts by more than what is to be measured."""
     with bench.node("Loop") as client:
         init_all(client, processes, GO)
-        before = _steps(bench)
-    with _cached_node(bench, "Loop") as node:
-        for n in range(processes):
-            node.client.get(ns=NS, id=f"p{n}")
-        cached = _steps(bench)
-    with bench.node("Loop"):
-        after = _steps(bench)
-    without = {name: (before[name] + after[name]) / 2 for name in before}
+        plain, cached = [_steps(bench)], []
+    for _ in range(ROUNDS):
+        with _cached_node(bench, "Loop") as node:
+            for n in range(processes):
+                node.client.get(ns=NS, id=f"p{n}")
+            cached.append(_steps(bench))
+        with bench.node("Loop"):
+            plain.append(_steps(bench))
+    following, without = _mean(cached), _mean(plain)
     return {
-        **cached,
+        **following,
         "without/s": without["per_second"],
-        "cached / without": cached["per_second"] / without["per_second"],
-        "engine CPU of a step, cached / without": cached["engine_cpu"] / without["engine_cpu"],
-        "PostgreSQL CPU of a step, cached / without": cached["postgres_cpu"] / without["postgres_cpu"],
+        "cached / without": following["per_second"] / without["per_second"],
+        "engine CPU of a step, cached / without": following["engine_cpu"] / without["engine_cpu"],
+        "PostgreSQL CPU of a step, cached / without": following["postgres_cpu"] / without["postgres_cpu"],
     }
 
 
@@ -112,7 +116,11 @@ def _steps(bench: Bench) -> Figures:
     sleep(bench.warm_up)
     before = bench.progress()
     with bench.measuring() as measured:
-        sleep(bench.seconds)
+        sleep(bench.seconds / 2)
         after = bench.progress()
     figures, made = steps_between(before, after)
     return {"per_second": figures["per_second"], **measured().costs(made)}
+
+
+def _mean(rounds: Sequence[Figures]) -> dict[str, float]:
+    return {name: fmean(figures[name] for figures in rounds) for name in rounds[0]}
