@@ -314,7 +314,7 @@ class Storage(Protocol):
         """Stores payload and metadata of the newer one, if the event is still as it was read."""
 
     def put(self, ns: str, process: Process, action: Action | None, context: bytes) -> Hint | None:
-        """Raises ProcessAlreadyExists."""
+        """Raises ProcessAlreadyExists; RequestTimeout when nobody knows whether it was stored."""
 
     def trace(self, ns: str, process_id: str) -> Sequence[TraceUnit]: ...
 

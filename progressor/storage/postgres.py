@@ -6,7 +6,8 @@ them waits for another. Everything commits by itself: one statement is one round
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from progressor.engine.ports import BrokenTask, Claimed, Hint, Reading, Refused, Selection, Task
-from progressor.errors import ProcessAlreadyExists, StorageUnavailable
+from progressor.errors import ProcessAlreadyExists, RequestTimeout, StorageUnavailable
 from progressor.model import (
     Action,
     Answered,
@@ -41,6 +42,7 @@ _LAST = 2**63 - 1
 _TAKEOVER_PATIENCE = 2.0
 """Seconds. What the caller knows grows old: an outage must not come between."""
 _PAST = datetime(1900, 1, 1, tzinfo=UTC)
+_IN_DOUBT = "timeout: the connection was lost as the process was stored: get the process before you put it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class PostgresStorage:
 
     def put(self, ns: str, process: Process, action: Action | None, context: bytes) -> Hint | None:
         queries = sql.queries(ns)
-        with translated(), self._pools.front.connection() as connection, connection.transaction():
+        with translated(), self._pools.front.connection() as connection, _transaction(connection):
             if connection.execute(queries["put_process"], _put_parameters(process)).rowcount == 0:
                 raise ProcessAlreadyExists
             common = {"id": process.process_id, "context": context}
@@ -181,6 +183,20 @@ class PostgresStorage:
             return connection.cursor(binary=True).execute(query, parameters).fetchall()
 
         return _with_connection(pool, run, patience)
+
+
+@contextmanager
+def _transaction(connection: Connection) -> Iterator[None]:
+    """Raises RequestTimeout when the connection is lost in the moment of the commit."""
+    is_complete = False
+    try:
+        with connection.transaction():
+            yield
+            is_complete = True
+    except psycopg.OperationalError as error:
+        if is_complete:
+            raise RequestTimeout(_IN_DOUBT) from error
+        raise
 
 
 def _with_connection(pool: Pool, run: Callable[[Connection], T], patience: float) -> T:

@@ -22,6 +22,8 @@ FIRST_OF_BATCH = b"progressor_hold_lease"
 """Until a session has sent this text it is being set up; from then on it sends nothing but batches."""
 SYNC, FLUSH = b"S\0\0\0\x04", b"H\0\0\0\x04"
 """The end of a pipeline: at Sync the server commits."""
+COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
+"""The end of any other transaction."""
 IDLE = b"Z\0\0\0\x05I"
 """The server has committed."""
 
@@ -226,10 +228,11 @@ class _Link:
                 self._proxy.wait_while_frozen(self.name, Way.UP)
                 self._in_batches |= FIRST_OF_BATCH in tail + data
                 batch = (tail + data).removesuffix(FLUSH)
-                if self._in_batches and batch.endswith(SYNC) and len(batch) > len(tail):
+                end = SYNC if self._in_batches else COMMIT
+                if batch.endswith(end) and len(batch) > len(tail):
                     match self._proxy.take_loss(self.name):
                         case Loss.REQUEST:
-                            server.sendall(batch[len(tail) : -len(SYNC)])
+                            server.sendall(batch[len(tail) : -len(end)])
                             self._proxy.lost.set()
                             return
                         case Loss.ANSWER:

@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from threading import Event
+from threading import Event as Flag
 from typing import Any
 
 import pytest
 
-from progressor import Node
+from progressor import Event, Node, Process
 from progressor.errors import ProcessorError, RequestTimeout, StorageUnavailable
 from progressor.storage.embedded import EmbeddedPostgres
 from tests import invariants
@@ -219,6 +219,17 @@ def test_a_removal_that_waits(stage: Stage, loss: Loss) -> None:
 
 
 @LOSSES
+def test_a_put(stage: Stage, loss: Loss) -> None:
+    """It has no task that could be found again, so its caller has to look."""
+    new = f"new {stage.id}"
+    stage.proxy.lose("progressor default_front_pool", loss)
+    with pytest.raises(RequestTimeout, match="get the process before you put it again"):
+        stage.node.client.put(ns=NS, id=new, process=Process(new, history=[Event(b"x")]))
+    assert status(stage.connection, NS, new) == (("running", None) if loss is Loss.ANSWER else None)
+    stage.check()
+
+
+@LOSSES
 def test_many_at_once(stage: Stage, loss: Loss) -> None:
     calls = []
     for n in range(60):
@@ -274,4 +285,4 @@ def test_a_request_that_was_never_sent_is_not_carried_out_after_its_time(stage: 
 
 def _let_time_pass(seconds: float) -> None:
     """What is waited for is time itself."""
-    Event().wait(seconds)
+    Flag().wait(seconds)
