@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,10 @@ NAMESPACES = {
 
 
 @contextmanager
-def theatre_of(database: Database) -> Iterator[stage.Theatre]:
+def theatre_of(database: Database, **settings: Any) -> Iterator[stage.Theatre]:
+    """`settings` as those of `stage.config`."""
     theatre = stage.Theatre(database)
-    with stage.node(database, dict.fromkeys(NAMESPACES, theatre), namespaces=NAMESPACES) as node:
+    with stage.node(database, dict.fromkeys(NAMESPACES, theatre), namespaces=NAMESPACES, **settings) as node:
         theatre.node = node
         yield theatre
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from progressor import SetTimer, now
 from progressor.engine.directory import Role
+from tests.conftest import Database
 from tests.eventually import eventually
+from tests.integration.engine.conftest import theatre_of
 from tests.stage import Theatre, does
+
+LEASE = {"lease_timeout": 2, "heartbeat_interval": 0.3}
+
+
+@pytest.fixture(scope="module")
+def theatre(shared_database: Database) -> Iterator[Theatre]:
+    """What a dead actor had in its hands is taken over when a lease has passed: a short one."""
+    with theatre_of(shared_database, node=LEASE) as theatre:
+        yield theatre
 
 
 def crash(theatre: Theatre, role: Role, owner: str) -> None:
@@ -35,8 +48,8 @@ def test_processes_go_on_when_an_actor_dies(theatre: Theatre, role: Role, owner:
     for play in plays:
         play.init()
     for _ in range(3):
-        before = [play.get().last_event_id for play in plays]
         crash(theatre, role, owner)
+        before = [play.get().last_event_id for play in plays]
         eventually(
             lambda: all(play.get().last_event_id > seen + 10 for play, seen in zip(plays, before, strict=True))  # noqa: B023
         )
