@@ -16,6 +16,7 @@ from progressor.rpc.gen.state_processing import ttypes as mg
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer goes as a whole: else its body waits for the acknowledgement of its head
 
     def do_POST(self) -> None:
         _, _, seqid, body = codec.message_head(self.rfile.read(int(self.headers["content-length"])))

@@ -236,7 +236,8 @@ def test_what_answers_mean(case: str) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        # The number is how often it looks whether it should end.
+        Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         processor = resolve("thrift", {"url": f"http://127.0.0.1:{server.server_port}/", "timeout": 5})
         request = StepRequest(TaskType.CALL, b"", Process("p"), "ns")
         if expected is None:
