@@ -6,6 +6,7 @@ Each node has a registry of its own. Durations are milliseconds where the origin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from time import monotonic
 from typing import Protocol
 
@@ -114,33 +115,30 @@ class RequestMetrics:
     """What clients ask over the ports. A service and its methods are called as in the IDL."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._durations = Histogram(
+        durations = Histogram(
             "progressor_request_duration_ms",
             "Requests, to their answer",
             ["service", "method", "outcome"],
             buckets=MS,
             registry=registry,
         )
-        self._running = Gauge(
+        running = Gauge(
             "progressor_requests_running", "Requests that wait for their answer", ["service"], registry=registry
         )
+        self._duration = cache(durations.labels)
+        self._running = cache(running.labels)
         self._refused = Counter("progressor_requests_refused", "What was no request", ["port"], registry=registry)
         self._connections = Gauge("progressor_connections", "Connections of clients", ["port"], registry=registry)
-        self._bound: dict[tuple[str, str, str], Histogram] = {}
 
     def began(self, service: str) -> float:
         """When; for `ended`, which must follow."""
-        self._running.labels(service).inc()
+        self._running(service).inc()
         return monotonic()
 
     def ended(self, service: str, method: str, outcome: str, began: float) -> None:
         """`outcome`: `ok`, the name of a declared exception, or a class of errors."""
-        self._running.labels(service).dec()
-        key = (service, method, outcome)
-        bound = self._bound.get(key)
-        if bound is None:
-            bound = self._bound[key] = self._durations.labels(*key)
-        bound.observe((monotonic() - began) * 1000)
+        self._running(service).dec()
+        self._duration(service, method, outcome).observe((monotonic() - began) * 1000)
 
     def refused(self, port: str) -> Counter:
         """Counts what a port did not take for a request: garbage, too much, or not in time."""

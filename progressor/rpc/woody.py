@@ -11,9 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-import erlang
 from erlang import OtpErlangBinary
 
 from progressor import terms
@@ -84,18 +82,11 @@ class Call:
 
     def context(self) -> bytes:
         """The context of its task: an Erlang map, as in the original (docs/thrift.md, "Context")."""
-        ids = [_binary(self.span_id), _binary(self.trace_id), _binary(self.parent_id)]
-        meta = {_binary(key): _binary(value) for key, value in self.meta.items()}
-        otel: list[Any] = []
+        ids: list[terms.Plain] = [self.span_id, self.trace_id, self.parent_id]
+        otel: list[terms.Plain] = []
         if self.traceparent is not None and (found := _TRACEPARENT.fullmatch(self.traceparent)):
-            otel = [_binary(found[1]), _binary(found[2]), int(found[3], 16)]
-        encoded: bytes = erlang.term_to_binary(
-            {
-                _binary("woody"): [1, ids, meta] if meta else [1, ids],
-                _binary("otel"): otel,
-            }
-        )
-        return encoded
+            otel = [found[1], found[2], int(found[3], 16)]
+        return terms.encode({"woody": [1, ids, dict(self.meta)] if self.meta else [1, ids], "otel": otel})
 
 
 def read_call(headers: Mapping[str, str]) -> Call:
