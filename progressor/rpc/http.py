@@ -27,11 +27,12 @@ from progressor.metrics import RequestMetrics
 from progressor.model import Health
 from progressor.otp import Actor
 from progressor.rpc import woody
+from progressor.rpc.acceptor import Acceptor
 from progressor.rpc.access import Caller, peer_names
 from progressor.rpc.address import DEFAULT_PATH
 from progressor.rpc.asgi import Answer, Application, ClientGone, Handler, Request, TooLarge, page
 from progressor.rpc.codec import DecodeError
-from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, listen, tls_context
+from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, own, tls_context
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +89,11 @@ class HttpServer(Actor):
     def init(self) -> None:
         """Raises CannotListen."""
         context = None if self._tls is None else tls_context(self._tls)
-        listener = self._where.dup() if isinstance(self._where, socket.socket) else listen(self._where)
-        self._server = _Server(_configuration(self._handlers(), context, self._limits, self._requests))
+        listener = own(self._where)
+        application = Application(self._handlers())
+        self._server = _Server(
+            _configuration(application, self._limits, self._requests), context, self._limits, self._requests
+        )
         self._thread = Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
         self._announce(bound(listener))
@@ -137,13 +141,45 @@ class HttpServer(Actor):
 
 
 class _Server(uvicorn.Server):
-    """Can stop accepting long before it exits."""
+    """Accepts in its own way, and can stop that long before it exits."""
 
     _leaving = False
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(
+        self, config: uvicorn.Config, context: ssl.SSLContext | None, limits: Limits, requests: RequestMetrics
+    ) -> None:
         super().__init__(config)
+        self.servers = []  # those of asyncio, of which there are none
+        self._context = context
+        self._limits = limits
+        self._requests = requests
+        self._acceptors: list[Acceptor] = []
         self._has_left = Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        protocol = partial(
+            self.config.http_protocol_class,  # type: ignore[call-arg]
+            config=self.config,
+            server_state=self.server_state,
+            app_state={},
+        )
+        for listener in sockets or ():
+            self._acceptors.append(
+                Acceptor(
+                    listener,
+                    self._context,
+                    self._limits.stall_timeout,
+                    protocol,
+                    self._has_room,
+                    self._requests.connections(PORT),
+                    self._requests.refused(PORT),
+                )
+            )
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stop_accepting()
+        await super().shutdown(sockets)
 
     def leave(self) -> None:
         """Accepts nothing more when it returns."""
@@ -152,12 +188,19 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._leaving:
-            for server in self.servers:
-                server.close()
+            self._stop_accepting()
             for connection in list(self.server_state.connections):
                 connection.shutdown()  # at once, or after the answer that it waits for
             self._has_left.set()
         return await super().on_tick(counter)
+
+    def _stop_accepting(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.close()
+
+    def _has_room(self, handshakes: int) -> bool:
+        """Some more than are served, so that those hear a reason, which is a status."""
+        return len(self.server_state.connections) + handshakes < 2 * self._limits.connections
 
 
 class _Connection(HttpToolsProtocol):
@@ -217,12 +260,10 @@ class _Connection(HttpToolsProtocol):
         self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
 
 
-def _configuration(
-    handlers: Mapping[str, Handler], context: ssl.SSLContext | None, limits: Limits, requests: RequestMetrics
-) -> uvicorn.Config:
+def _configuration(application: Application, limits: Limits, requests: RequestMetrics) -> uvicorn.Config:
     connection = partial(_Connection, limits, requests.connections(PORT), requests.refused(PORT))
     return uvicorn.Config(
-        Application(handlers),
+        application,
         http=connection,  # type: ignore[arg-type]  # makes one, which is all that is asked
         loop="uvloop",
         ws="none",
@@ -235,7 +276,6 @@ def _configuration(
         limit_concurrency=limits.connections,
         timeout_keep_alive=limits.idle_timeout,  # type: ignore[arg-type]  # timers take fractions of a second
         timeout_graceful_shutdown=limits.stop_timeout,  # type: ignore[arg-type]
-        ssl_context_factory=None if context is None else lambda *_: context,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -37,6 +38,17 @@ def listen(address: tuple[str, int]) -> socket.socket:
     except OSError as error:
         reason = str(error.strerror).partition(" (while ")[0]  # it repeats the address
         raise CannotListen(f"cannot listen on {shown(address)}: {reason}") from error
+
+
+def own(where: socket.socket | tuple[str, int]) -> socket.socket:
+    """A listener that does not block, at an address, or one more of a socket. Raises CannotListen.
+
+    Whether a socket blocks, all processes that have it share. `socket.dup` would let it block for a moment, in which
+    another process may wait in `accept` for a connection that a third one has taken.
+    """
+    listener = listen(where) if isinstance(where, tuple) else socket.socket(fileno=os.dup(where.fileno()))
+    listener.setblocking(False)
+    return listener
 
 
 def bound(listener: socket.socket) -> tuple[str, int]:

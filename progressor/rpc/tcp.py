@@ -26,9 +26,10 @@ from prometheus_client import Counter
 from progressor.config import Limits, TlsConfig
 from progressor.metrics import RequestMetrics
 from progressor.otp import Actor
+from progressor.rpc.acceptor import Acceptor
 from progressor.rpc.access import Caller, peer_names
 from progressor.rpc.codec import BEGINNING, DecodeError, head_size
-from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, listen, tls_context
+from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, own, tls_context
 
 PORT = "thrift"
 HEAD = struct.Struct(">i")
@@ -68,7 +69,7 @@ class TcpServer(Actor):
         self._limits = limits
         self._open = requests.connections(PORT)
         self._refused = requests.refused(PORT)
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
         self._connections: set[_Connection] = set()
         self._leaving = asyncio.Event()
         self._ending = asyncio.Event()
@@ -76,7 +77,7 @@ class TcpServer(Actor):
     def init(self) -> None:
         """Raises CannotListen."""
         context = None if self._tls is None else tls_context(self._tls)
-        listener = self._where.dup() if isinstance(self._where, socket.socket) else listen(self._where)
+        listener = own(self._where)
         self._loop = uvloop.new_event_loop()
         self._thread = Thread(target=self._run, args=(listener, context), name="thrift", daemon=True)
         self._thread.start()
@@ -104,14 +105,8 @@ class TcpServer(Actor):
                 self.ref.cast(Stopped())
 
     async def _serve(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
-        patience = None if context is None else self._limits.stall_timeout
-        self._server = await asyncio.start_server(
-            self._connected,
-            sock=listener,
-            ssl=context,
-            ssl_handshake_timeout=patience,
-            ssl_shutdown_timeout=patience,
-        )
+        patience = self._limits.stall_timeout
+        self._acceptor = Acceptor(listener, context, patience, self._stream, self._has_room, self._open, self._refused)
         await self._ending.wait()
         await self._leave()
         await self._end_connections()
@@ -119,13 +114,19 @@ class TcpServer(Actor):
     async def _leave(self) -> None:
         """Accepts nothing more, and ends the connections that ask for nothing; the others after their answers."""
         self._leaving.set()
-        if self._server is not None:
-            self._server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         for connection in self._connections:
             connection.end_if_idle()
 
+    def _has_room(self, handshakes: int) -> bool:
+        return len(self._connections) + handshakes < self._limits.connections
+
+    def _stream(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(StreamReader(loop=self._loop), self._connected, self._loop)
+
     async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
-        if len(self._connections) >= self._limits.connections or self._leaving.is_set():
+        if not self._has_room(0) or self._leaving.is_set():
             writer.transport.abort()
             return
         connection = _Connection(reader, writer, self._service, self._limits, self._leaving, self._refused)
