@@ -37,7 +37,7 @@ from progressor.storage.embedded import EmbeddedPostgres
 
 EXIT_USAGE = 2
 DEV_NAMESPACES = ("echo", "counter", "payment")
-DEV_HTTP = "127.0.0.1:8022"
+DEV_HTTP, DEV_THRIFT = "127.0.0.1:8022", "127.0.0.1:8023"
 MOST_PROCESSES = 64
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ def _raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def dev_config(postgres: EmbeddedPostgres, http: str | None = DEV_HTTP) -> Mapping[str, Any]:
-    """A configuration for an embedded PostgreSQL: the shipped processors, no Kafka."""
+def dev_config(postgres: EmbeddedPostgres, **listen: str) -> Mapping[str, Any]:
+    """A configuration for an embedded PostgreSQL: the shipped processors, no Kafka, these ports."""
     pools = {"default_pool": 10, "default_scan_pool": 2, "default_front_pool": 10}
     return {
         "progressor": {
@@ -83,7 +83,7 @@ def dev_config(postgres: EmbeddedPostgres, http: str | None = DEV_HTTP) -> Mappi
             }
         },
         "pools": {name: {"database": "progressor_db", "size": size} for name, size in pools.items()},
-        "listen": {} if http is None else {"http": http},
+        "listen": listen,
     }
 
 
@@ -97,12 +97,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     action.add_argument("--migrate-only", action="store_true", help="bring the database up to date, then exit")
     parser.add_argument("--data", metavar="DIR", type=Path, help="with --dev: keep the database here")
     parser.add_argument("--http", metavar="ADDRESS", help=f"with --dev: default {DEV_HTTP}")
+    parser.add_argument("--thrift", metavar="ADDRESS", help=f"with --dev: default {DEV_THRIFT}")
     parser.add_argument("--processes", metavar="N", type=_count, default=1, help="engine processes, default: 1")
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="info", help="default: info")
     options = parser.parse_args(arguments)
-    if not options.dev and (options.data, options.http) != (None, None):
-        parser.error("--data and --http go with --dev")
+    if not options.dev and (options.data, options.http, options.thrift) != (None, None, None):
+        parser.error("--data, --http and --thrift go with --dev")
     return options
 
 
@@ -120,7 +121,8 @@ def _configuration(options: argparse.Namespace) -> Iterator[configuration.Config
         return
     with signals(dict.fromkeys(STOP_SIGNALS, _give_up)), _embedded(options.data) as postgres:
         logger.info("embedded PostgreSQL %d: %s", postgres.version, postgres.home)
-        yield configuration.load(dev_config(postgres, options.http or DEV_HTTP))
+        listen = {"http": options.http or DEV_HTTP, "thrift": options.thrift or DEV_THRIFT}
+        yield configuration.load(dev_config(postgres, **listen))
 
 
 def _embedded(data: Path | None) -> EmbeddedPostgres:

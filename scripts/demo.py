@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def config(postgres: EmbeddedPostgres) -> dict[str, Any]:
     """As `progressor-node --dev`, but payments are in a hurry."""
-    found: dict[str, Any] = copy.deepcopy(dict(dev_config(postgres, http=None)))
+    found: dict[str, Any] = copy.deepcopy(dict(dev_config(postgres)))
     found["progressor"]["namespaces"][NS] = {
         "processor": {
             "client": "payment",

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kafka.broker import Broker, KafkaNotFound, jars
 from progressor import Node
-from progressor.node import DEV_HTTP, announce, dev_config
+from progressor.node import DEV_HTTP, DEV_THRIFT, announce, dev_config
 from progressor.serving import LOG_FORMAT, STOP_SIGNALS, serve
 from progressor.storage.embedded import EmbeddedPostgres
 
@@ -29,7 +29,7 @@ def main() -> int:
         if options.fetch:
             print(f"kafka: {jars()}")
             return 0
-        return _run_node(options.node) if options.node else _run_broker(options.topics)
+        return _run_node(options.node, options.thrift) if options.node else _run_broker(options.topics)
     except KafkaNotFound as problem:
         print(f"kafka: {problem}", file=sys.stderr)
         return 1
@@ -40,6 +40,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("topics", nargs="*", metavar="TOPIC:PARTITIONS", help="made at the start")
     parser.add_argument("--fetch", action="store_true", help="only see to it that Kafka is here")
     parser.add_argument("--node", nargs="?", const=DEV_HTTP, metavar="ADDRESS", help=f"of its HTTP port: {DEV_HTTP}")
+    parser.add_argument("--thrift", default=DEV_THRIFT, metavar="ADDRESS", help=f"with --node: {DEV_THRIFT}")
     return parser.parse_args()
 
 
@@ -54,13 +55,13 @@ def _run_broker(topics: list[str]) -> int:
     return 0
 
 
-def _run_node(http: str) -> int:
+def _run_node(http: str, thrift: str) -> int:
     """As `progressor-node --dev`, and every namespace has a notifier."""
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     with Broker() as broker, EmbeddedPostgres.start() as postgres:
         for topic in TOPICS.values():
             broker.create(topic, PARTITIONS)
-        node = Node.from_config(_publishing(dev_config(postgres, http), broker.endpoint))
+        node = Node.from_config(_publishing(dev_config(postgres, http=http, thrift=thrift), broker.endpoint))
         print(f"kafka: {broker.endpoint}: {', '.join(TOPICS.values())}", flush=True)
         return serve(node, partial(announce, node))
 

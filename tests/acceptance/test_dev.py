@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
+from progressor import Client, Health
 from tests.acceptance.nodes import FREE_PORT, NodeProcess, run, servers_in, started
 from tests.eventually import eventually
 
@@ -52,7 +53,7 @@ def start_dev(open_dir: Path, tmp_path: Path) -> Iterator[Callable[..., NodeProc
     with ExitStack() as stack:
 
         def start(*arguments: str | Path) -> NodeProcess:
-            command = ("--dev", "--http", FREE_PORT, *arguments)
+            command = ("--dev", "--http", FREE_PORT, "--thrift", FREE_PORT, *arguments)
             return stack.enter_context(started(tmp_path / "log", *command, env={"TMPDIR": str(open_dir)}))
 
         yield start
@@ -65,6 +66,7 @@ def test_from_the_start_to_the_end(start_dev: Callable[..., NodeProcess], open_d
     assert len(servers_in(open_dir)) > 1
     check_pages(node)
     check_metrics(node)
+    check_ports(node)
     assert node.stop() == 0
     assert servers_in(open_dir) == []
     assert list(open_dir.iterdir()) == []
@@ -79,6 +81,12 @@ def check_pages(node: NodeProcess) -> None:
     assert all(details["problems"] == [] for details in health.json["details"].values())
     assert (ready.status, ready.content_type, ready.json) == (200, "application/json", {"ready": True})
     assert node.get("/unknown").status == 404
+
+
+def check_ports(node: NodeProcess) -> None:
+    for url in (node.thrift_url, node.url):
+        with Client(url) as client:
+            assert client.health_check(sorted(NAMESPACES))[0] == Health.PASSING
 
 
 def check_metrics(node: NodeProcess) -> None:
@@ -122,10 +130,11 @@ def test_told_to_stop_before_it_runs(start_dev: Callable[..., NodeProcess], open
     assert "Traceback" not in node.errors
 
 
-def test_a_port_that_is_taken_leaves_no_server(open_dir: Path) -> None:
+@pytest.mark.parametrize("ports", [("--http", "--thrift"), ("--thrift", "--http")])
+def test_a_port_that_is_taken_leaves_no_server(open_dir: Path, ports: tuple[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        result = run("--dev", "--http", address, env={"TMPDIR": str(open_dir)})
+        result = run("--dev", ports[0], address, ports[1], FREE_PORT, env={"TMPDIR": str(open_dir)})
     assert result.returncode == 1
     assert result.stderr.endswith(f"progressor-node: cannot listen on {address}: Address already in use\n")
     assert "Traceback" not in result.stderr

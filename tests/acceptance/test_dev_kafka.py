@@ -26,7 +26,7 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def process(kafka: Broker, output: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The broker of the tests says whether there is Kafka on this machine."""
-    command = [sys.executable, "scripts/kafka", "--node", FREE_PORT]
+    command = [sys.executable, "scripts/kafka", "--node", FREE_PORT, "--thrift", FREE_PORT]
     with output.open("w") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out) as process:
         yield process
         process.kill()
@@ -35,7 +35,7 @@ def process(kafka: Broker, output: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_node_with_a_kafka_of_its_own(process: subprocess.Popen[bytes], output: Path) -> None:
     eventually(lambda: "progressor-node: ready" in output.read_text(), PATIENCE)
     (endpoint,) = re.findall(r"^kafka: (\S+): events_topic, lifecycle_topic$", output.read_text(), re.MULTILINE)
-    (url,) = re.findall(r"(http://\S+)/metrics", output.read_text())
+    (url,) = re.findall(r"(thrift://\S+)", output.read_text())
     with Client(url) as client:
         client.init(ns="default/echo", id="p", args=b"hello")
     records = eventually(lambda: read(endpoint, "events_topic"), PATIENCE)

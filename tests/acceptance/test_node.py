@@ -48,7 +48,16 @@ def assert_failed(result: subprocess.CompletedProcess[str], status: int, *proble
 def test_the_installed_command_explains_itself() -> None:
     command = Path(sys.executable).with_name("progressor-node")
     shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-    for option in ("--config", "--check-config", "--migrate-only", "--dev", "--data", "--http", "--processes"):
+    for option in (
+        "--config",
+        "--check-config",
+        "--migrate-only",
+        "--dev",
+        "--data",
+        "--http",
+        "--thrift",
+        "--processes",
+    ):
         assert f" {option} " in shown or f"[{option}" in shown
 
 
@@ -63,8 +72,9 @@ def test_the_installed_command_explains_itself() -> None:
             "argument --migrate-only: not allowed with argument --check-config",
         ),
         (["--config", "x.toml", "--processes", "0"], "argument --processes: expected a number from 1 to 64, got '0'"),
-        (["--config", "x.toml", "--data", "x"], "--data and --http go with --dev"),
-        (["--config", "x.toml", "--http", "localhost:1"], "--data and --http go with --dev"),
+        (["--config", "x.toml", "--data", "x"], "--data, --http and --thrift go with --dev"),
+        (["--config", "x.toml", "--http", "localhost:1"], "--data, --http and --thrift go with --dev"),
+        (["--config", "x.toml", "--thrift", "localhost:1"], "--data, --http and --thrift go with --dev"),
     ],
 )
 def test_wrong_usage(arguments: list[str], problem: str) -> None:
