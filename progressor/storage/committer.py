@@ -223,7 +223,7 @@ def _calls(ns: str, batch: Batch, epoch: int, streams: Streams, again: bool) -> 
                 *_pack_completions(batch.completions),
             )
         if batch.claims:
-            calls["claim"] = (epoch, again, *_pack_claims(batch.claims))
+            calls["claim"] = (epoch, *_pack_claims(batch.claims))
     return {name: (sql.call(ns, name, len(arguments)), arguments) for name, arguments in calls.items()}
 
 

@@ -14,7 +14,7 @@ from progressor.storage.response import OK, error_term
 
 _TABLES = ("processes", "tasks", "schedule", "running", "events", "outbox", "dead_letters")
 _FUNCTIONS = (
-    *("lock", "announce", "erase", "with_process", "prepare", "complete", "claim", "takeover", "release"),
+    *("lock", "announce", "erase", "started", "prepare", "complete", "claim", "takeover", "release"),
     *("settle", "let_go", "retry_dead_letter", "drop_dead_letter"),
 )
 _INDEXES = (

@@ -53,23 +53,18 @@ begin
   return v_open;
 end $$;
 
--- The process part of an outcome.
-create or replace function {with_process}(o progressor_outcome) returns progressor_outcome language plpgsql as $$
-declare
-  p {processes};
-begin
-  select * into p from {processes} where process_id = o.process_id;
-  o.status := p.status;
-  o.detail := p.detail;
-  o.aux_state := p.aux_state;
-  o.metadata := p.metadata;
-  o.created_at := p.created_at;
-  o.previous_status := p.previous_status;
-  o.status_changed_at := p.status_changed_at;
-  o.corrupted_by := p.corrupted_by;
-  select coalesce(max(event_id), 0) into o.last_event_id from {events} where process_id = o.process_id;
-  return o;
-end $$;
+-- What runs under these tokens of this node: fate `started`, with the task and its process.
+create or replace function {started}(
+  p_epoch bigint, a_pid text[], a_token bigint[]
+) returns setof progressor_outcome language sql stable as $$
+  select i.ord::int, 'started', r.task_id, r.task_type::text, r.status::text, r.scheduled_time, r.args, r.context, r.metadata,
+    r.attempts_count, null::bytea, r.process_id::text, p.status::text, p.detail, p.aux_state, p.metadata, p.created_at,
+    p.previous_status::text, p.status_changed_at, p.corrupted_by, e.last
+  from unnest(a_pid, a_token) with ordinality as i(pid, token, ord)
+  join {running} r on r.process_id = i.pid and r.owner = p_epoch and r.run_token = i.token
+  join {processes} p on p.process_id = i.pid
+  cross join lateral (select coalesce(max(event_id), 0) as last from {events} where process_id = i.pid) e
+$$;
 
 -- Accepts requests, those to one process in their order: checks each against its process and stores its task, running (fate `started`: the
 -- caller runs it under a_token) or waiting behind others (`queued`). A request whose idempotency key is known, or with
@@ -85,7 +80,6 @@ declare
   item record;
   known {tasks};
   broken {tasks};
-  run {running};
   v_status process_status;
   v_type task_type;
   v_task bigint;
@@ -126,14 +120,10 @@ begin
         else
           o.fate := 'joined';
           update {tasks} set waiter = 0 where task_id = known.task_id and waiter not in (p_epoch, 0);
-          select * into run from {running}
+          perform from {running}
             where process_id = item.pid and task_id = known.task_id and owner = p_epoch and run_token = item.token;
           if found then
             o.fate := 'started';
-            v_type := run.task_type;
-            item.args := run.args;
-            o.scheduled_time := run.scheduled_time;
-            broken := null;
           end if;
         end if;
         exit attempt;
@@ -229,16 +219,9 @@ begin
       exit attempt;
     end loop;
 
-    if o.fate = 'started' then
-      o.task_type := v_type;
-      o.scheduled_time := coalesce(o.scheduled_time, v_now);
-      o.args := coalesce(broken.args, item.args);
-      o.context := item.context;
-      o.task_metadata := item.metadata;
-      o.attempts := 0;
-      o := {with_process}(o);
+    if o.fate <> 'started' then
+      return next o;
     end if;
-    return next o;
     if v_gone is not null then
       return query select item.ord::int, 'gone', id, null, null, null::timestamptz, null::bytea, null::bytea, null::jsonb,
         null::int, null::bytea, item.pid, null, null, null::bytea, null::jsonb, null::timestamptz, null,
@@ -246,6 +229,7 @@ begin
       v_gone := null;
     end if;
   end loop;
+  return query select * from {started}(p_epoch, a_pid, a_token);
 end $$;
 
 -- Commits the results of steps. An item applies only while its process still runs under the item's token (the fence);
@@ -543,7 +527,7 @@ end $$;
 -- Takes due tasks of the schedule into the hands of this node: fate `started`, under a_token. A process that is locked
 -- now, or runs something, is passed over: somebody else is at it. `early` rows are not due by the clock of the database.
 create or replace function {claim}(
-  p_epoch bigint, p_again boolean, a_task bigint[], a_pid text[], a_token bigint[]
+  p_epoch bigint, a_task bigint[], a_pid text[], a_token bigint[]
 ) returns setof progressor_outcome language plpgsql as $$
 declare
   v_now timestamptz := clock_timestamp();
@@ -553,36 +537,29 @@ begin
   select array_agg(ord) into v_free from (
     select i.ord from unnest(a_pid) with ordinality as i(pid, ord) join {processes} p on p.process_id = i.pid
     order by p.process_id for update of p skip locked) free;
-  return query
-    with due as (
-      select distinct on (s.process_id) a_token[ord] as token, s.*
-      from unnest(v_free) ord
-      join {schedule} s on s.task_id = a_task[ord]
-      where s.status = 'waiting' and s.scheduled_time <= v_now
-        and (s.task_type <> 'notify'
-          or (select status from {processes} p where p.process_id = s.process_id) <> 'error')
-        and not exists (select from {running} r where r.process_id = s.process_id)
-      order by s.process_id, s.task_type in ('timeout', 'remove'), s.task_id)
-    , taken as (
-      insert into {running} (process_id, task_id, task_type, status, scheduled_time, running_time, args, metadata,
-                             last_retry_interval, attempts_count, context, owner, run_token)
-        select process_id, task_id, task_type, 'running', scheduled_time, v_now, args, metadata,
-          last_retry_interval, attempts_count, context, p_epoch, token
-        from due
-        on conflict (process_id) do nothing
-        returning *)
-    , unscheduled as (
-      delete from {schedule} s using taken t where s.task_id = t.task_id)
-    , blocked as (
-      update {schedule} s set status = 'blocked' where s.task_id = any(array(
-        select o.task_id from taken t cross join lateral (
-          select b.task_id from {schedule} b where b.process_id = t.process_id and b.task_id <> t.task_id
-            and b.status::text = 'waiting' and b.task_type::text in ('timeout', 'remove') offset 0) o)))
-    select array_position(a_token, t.run_token), 'started', t.task_id, t.task_type::text, t.status::text, t.scheduled_time, t.args, t.context, t.metadata,
-      t.attempts_count, null::bytea, t.process_id::text, p.status::text, p.detail, p.aux_state, p.metadata, p.created_at,
-      p.previous_status::text, p.status_changed_at, p.corrupted_by, e.last
-    from taken t join {processes} p on p.process_id = t.process_id
-    cross join lateral (select coalesce(max(event_id), 0) as last from {events} where process_id = t.process_id) e;
+  with due as (
+    select distinct on (s.process_id) a_token[ord] as token, s.*
+    from unnest(v_free) ord
+    join {schedule} s on s.task_id = a_task[ord]
+    where s.status = 'waiting' and s.scheduled_time <= v_now
+      and (s.task_type <> 'notify' or (select status from {processes} p where p.process_id = s.process_id) <> 'error')
+      and not exists (select from {running} r where r.process_id = s.process_id)
+    order by s.process_id, s.task_type in ('timeout', 'remove'), s.task_id)
+  , taken as (
+    insert into {running} (process_id, task_id, task_type, status, scheduled_time, running_time, args, metadata,
+                           last_retry_interval, attempts_count, context, owner, run_token)
+      select process_id, task_id, task_type, 'running', scheduled_time, v_now, args, metadata,
+        last_retry_interval, attempts_count, context, p_epoch, token
+      from due
+      on conflict (process_id) do nothing
+      returning process_id, task_id)
+  , unscheduled as (
+    delete from {schedule} s using taken t where s.task_id = t.task_id)
+  update {schedule} s set status = 'blocked' where s.task_id = any(array(
+    select o.task_id from taken t cross join lateral (
+      select b.task_id from {schedule} b where b.process_id = t.process_id and b.task_id <> t.task_id
+        and b.status::text = 'waiting' and b.task_type::text in ('timeout', 'remove') offset 0) o));
+  return query select * from {started}(p_epoch, a_pid, a_token);  -- also what was taken when this batch was sent first
   get diagnostics v_started = row_count;
   if v_started < cardinality(a_task) then
     return query
@@ -590,14 +567,6 @@ begin
       cross join lateral (select (row(i.ord, 'early', s.task_id, null, null, s.scheduled_time, null, null, null, null, null,
         s.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome).*) w
       where s.status = 'waiting' and s.scheduled_time > v_now;
-  end if;
-  if p_again then
-    return query
-      select w.* from unnest(a_pid, a_token) with ordinality as i(pid, token, ord)
-      join {running} r on r.process_id = i.pid and r.owner = p_epoch and r.run_token = i.token and r.running_time < v_now
-      cross join lateral {with_process}(row(
-        i.ord, 'started', r.task_id, r.task_type, r.status, r.scheduled_time, r.args, r.context, r.metadata,
-        r.attempts_count, null, r.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome) w;
   end if;
 end $$;
 
@@ -609,31 +578,29 @@ create or replace function {takeover}(
 ) returns setof progressor_outcome language plpgsql as $$
 declare
   v_now timestamptz := clock_timestamp();
+  v_pids text[];
 begin
   update {running} set running_time = v_now where process_id = any(array(
     select process_id from {running}
     where owner = p_epoch and run_token = any(a_known) and running_time < v_now - p_stale / 2
     for update skip locked));
-  return query
-    with zombies as (
-      select r.process_id, r.task_id from {running} r
-      join {processes} p on p.process_id = r.process_id
-      where (r.owner is not null and not exists (select from progressor_nodes n where n.epoch = r.owner))
-        or r.running_time < v_now - p_stale
-        or (r.owner = p_epoch and r.running_time < v_now - p_grace and r.run_token <> all(a_known))
-      limit cardinality(a_token)
-      for update of p, r skip locked)
-    , numbered as (
-      select *, row_number() over () as ord from zombies)
-    , taken as (
-      update {running} r set owner = p_epoch, run_token = a_token[z.ord], running_time = v_now,
-        attempts_count = r.attempts_count + 1
-      from numbered z where r.process_id = z.process_id and r.task_id = z.task_id
-      returning z.ord, r.*)
-    select w.* from taken t
-    cross join lateral {with_process}(row(
-      t.ord, 'started', t.task_id, t.task_type, t.status, t.scheduled_time, t.args, t.context, t.metadata,
-      t.attempts_count, null, t.process_id, null, null, null, null, null, null, null, null, null)::progressor_outcome) w;
+  with zombies as (
+    select r.process_id, r.task_id from {running} r
+    join {processes} p on p.process_id = r.process_id
+    where (r.owner is not null and not exists (select from progressor_nodes n where n.epoch = r.owner))
+      or r.running_time < v_now - p_stale
+      or (r.owner = p_epoch and r.running_time < v_now - p_grace and r.run_token <> all(a_known))
+    limit cardinality(a_token)
+    for update of p, r skip locked)
+  , numbered as (
+    select *, row_number() over () as ord from zombies)
+  , taken as (
+    update {running} r set owner = p_epoch, run_token = a_token[z.ord], running_time = v_now,
+      attempts_count = r.attempts_count + 1
+    from numbered z where r.process_id = z.process_id and r.task_id = z.task_id
+    returning z.ord, r.process_id)
+  select array_agg(process_id order by ord) into v_pids from taken;
+  return query select * from {started}(p_epoch, v_pids, a_token);
 end $$;
 
 -- Hands tasks that did not begin back to the schedule.
