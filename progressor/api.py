@@ -16,15 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from threading import Event
 from time import monotonic
 from typing import Any, TypeVar
 
 from progressor import checks
 from progressor.engine import modernization
 from progressor.engine.directory import Directory, Role
-from progressor.engine.messages import Accept, AwaitInit, Expect
+from progressor.engine.messages import Accept, Expect
 from progressor.engine.ports import Cache, Request, Selection, Storage
+from progressor.engine.reader import Reader
 from progressor.engine.tokens import Tokens
 from progressor.errors import (
     NamespaceNotFound,
@@ -32,14 +32,12 @@ from progressor.errors import (
     RequestTimeout,
     StorageUnavailable,
 )
-from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, ProcessStatus, Range, TraceUnit, now
+from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit, now
 from progressor.modernizer import Modernizer
 from progressor.otp import Timer, TimerHandle
 from progressor.verbs import FutureVerbs, Verbs
 
 T = TypeVar("T")
-READ_PAUSE = 0.25
-"""Seconds between looks at a process that is not yet as the reader wants it."""
 EVERYTHING = Range()
 KIND = "kind"
 STOPPING = f"{StorageUnavailable.text}: the node stops or restarts"
@@ -86,6 +84,63 @@ class FutureClient(FutureVerbs):
     def __init__(self, client: Client, engine: Engine) -> None:
         super().__init__(client, engine.readers)
         self._engine = engine
+        self._reads: set[Future[Process]] = set()
+
+    def close(self) -> None:
+        """Answers those who read, when there are no more threads to look for them."""
+        for found in tuple(self._reads):
+            _refuse(found, StorageUnavailable(STOPPING))
+
+    def get(
+        self,
+        *,
+        ns: str,
+        id: str,
+        range: Range | None = None,
+        cache: bool = True,
+        at_least_event_id: int | None = None,
+        timeout: float | None = None,
+    ) -> Future[Process]:
+        """Needs a thread to look at the process, and none to wait for what is not there yet."""
+        reader = begin(self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout)
+        found: Future[Process] = Future()
+        self._reads.add(found)
+        found.add_done_callback(self._reads.discard)
+        found.add_done_callback(lambda _: reader.news.cancel())
+        self._look_soon(reader, found)
+        return found
+
+    def _look_soon(self, reader: Reader, found: Future[Process]) -> None:
+        if found.done():  # nobody waits any more
+            return
+        try:
+            self._engine.readers.submit(self._look, reader, found)
+        except RuntimeError:  # the node has stopped
+            _refuse(found, StorageUnavailable(STOPPING))
+
+    def _look(self, reader: Reader, found: Future[Process]) -> None:
+        try:
+            process = reader.look()
+            if process is None:
+                self._look_later(reader, found)
+                return
+        except Exception as error:
+            _refuse(found, error)
+            return
+        with suppress(InvalidStateError):
+            found.set_result(process)
+
+    def _look_later(self, reader: Reader, found: Future[Process]) -> None:
+        """After a pause, or when there are news."""
+        over: Future[None] = Future()
+        try:
+            expiry = self._engine.timer.after(reader.pause, partial(_wake, over))
+        except RuntimeError:  # the node has stopped
+            _refuse(found, StorageUnavailable(STOPPING))
+            return
+        over.add_done_callback(lambda _: expiry.cancel())
+        over.add_done_callback(lambda _: self._look_soon(reader, found))
+        reader.news.add_done_callback(lambda _: _wake(over))
 
     def timer(self, *, ns: str, id: str) -> Future[datetime | None]:
         """When the timer of a process fires; None when it has none, or when it runs."""
@@ -229,40 +284,41 @@ def get(
     at_least_event_id: int | None,
     timeout: float | None,
 ) -> Process:
+    reader = begin(engine, ns, process_id, range_, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout)
+    try:
+        while (process := reader.look()) is None:
+            with suppress(FutureTimeout):
+                reader.news.result(reader.pause)
+    finally:
+        reader.news.cancel()
+    return process
+
+
+def begin(
+    engine: Engine,
+    ns: str,
+    process_id: str,
+    range_: Range | None,
+    *,
+    cache: bool,
+    at_least_event_id: int | None,
+    timeout: float | None,
+) -> Reader:
+    """Checks a `get`."""
     namespace = engine.namespace(ns)
     checks.process_id(process_id)
     wanted = EVERYTHING if range_ is None else checks.range_(range_)
     checks.event_id("at_least_event_id", at_least_event_id)
-    least = at_least_event_id or 0
-    deadline = monotonic() + _patience(namespace, timeout)
-    cached = namespace.cache if cache else None
-    if cached is not None:
-        found = cached.look(process_id, wanted, least)
-        if found is not None and found.status != ProcessStatus.INIT:
-            return found
-    read = partial(namespace.storage.get, ns) if cached is None else cached.read
-    missing = "the process was not read"
-    while (left := deadline - monotonic()) > 0:
-        process = read(process_id, wanted, left)
-        if process is None:
-            raise ProcessNotFound
-        if process.status == ProcessStatus.INIT:
-            missing = "the init of the process has not ended"
-            _await_init(engine, ns, process_id, min(READ_PAUSE, deadline - monotonic()))
-        elif process.last_event_id < least:
-            missing = f"the process has no event {least}"
-            Event().wait(min(READ_PAUSE, max(0.0, deadline - monotonic())))
-        else:
-            return process
-    raise RequestTimeout(f"timeout: {missing}")
-
-
-def _await_init(engine: Engine, ns: str, process_id: str, seconds: float) -> None:
-    ended: Future[None] = Future()
-    engine.directory.cast(Role.SCHEDULER, ns, AwaitInit(process_id, ended))
-    with suppress(FutureTimeout):
-        ended.result(max(0.0, seconds))
-    ended.cancel()
+    return Reader(
+        ns,
+        process_id,
+        wanted,
+        at_least_event_id or 0,
+        namespace.storage,
+        namespace.cache if cache else None,
+        engine.directory,
+        _patience(namespace, timeout),
+    )
 
 
 def put(engine: Engine, ns: str, process_id: str, process: Process, action: Action | None, context: bytes) -> None:
@@ -369,8 +425,17 @@ def _metadata(op: Op, range_: Range | None) -> Metadata | None:
 
 
 def _expire(future: Future[Answered]) -> None:
+    _refuse(future, RequestTimeout())
+
+
+def _refuse(future: Future[Any], error: Exception) -> None:
     with suppress(InvalidStateError):
-        future.set_exception(RequestTimeout())
+        future.set_exception(error)
+
+
+def _wake(future: Future[None]) -> None:
+    with suppress(InvalidStateError):
+        future.set_result(None)
 
 
 def _pass_on(expiry: TimerHandle, result: Future[T], view: Callable[[Answered], T], answered: Future[Answered]) -> None:

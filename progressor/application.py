@@ -521,6 +521,7 @@ class Node:
         for executor in (self._readers, self._modernizing):
             executor.shutdown(wait=False, cancel_futures=True)
         self._timer.close()
+        self.client.future.close()
         self._close_pools()
 
     def _close_pools(self) -> None:

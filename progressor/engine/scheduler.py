@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
@@ -330,5 +331,5 @@ class Scheduler(Actor):
 
 
 def _wake(future: Future[None]) -> None:
-    if not future.done():
+    with suppress(InvalidStateError):  # nobody waits any more
         future.set_result(None)

@@ -18,13 +18,17 @@ from progressor import (
     ProcessNotFound,
     ProcessorError,
     Range,
+    RequestTimeout,
     SetTimer,
+    StorageUnavailable,
     TaskStatus,
     TaskType,
     now,
     seconds,
 )
-from tests.stage import Play, Theatre, does, fails, returns
+from tests import stage
+from tests.conftest import Database
+from tests.stage import PATIENCE, Gate, Play, Theatre, does, fails, returns
 
 LAST = 5
 BOUNDS = [None, 0, 1, 2, 4, 5, 6, 100, 2**63 - 1]
@@ -222,3 +226,43 @@ def test_a_healthy_node_says_so_in_json(theatre: Theatre) -> None:
 def test_a_missing_process_has_no_trace(theatre: Theatre) -> None:
     with pytest.raises(ProcessNotFound):
         theatre.node.client.trace(ns="a/b", id="nobody")
+
+
+# Waiting
+
+
+def test_many_who_wait_for_an_init_keep_nobody_from_reading(theatre: Theatre) -> None:
+    """They hold no threads, of which there are few, and hear of the end at once."""
+    other = theatre.play(does(b"1"))
+    other.init()
+    with Gate() as gate:
+        play = theatre.play(gate.holds(does(b"1")))
+        init = play.later("init")
+        gate.wait_entered()
+        waiting = [play.later("get") for _ in range(200)]
+        assert other.later("get").result(PATIENCE).last_event_id == 1
+        impatient = play.later("get", timeout=0.3)
+        with pytest.raises(RequestTimeout, match="the init of the process has not ended"):
+            impatient.result(PATIENCE)
+        assert all(not reader.done() for reader in waiting)
+        assert waiting.pop().cancel()
+    init.result()
+    assert [reader.result(PATIENCE).status for reader in waiting] == ["running"] * 199
+
+
+def test_many_who_wait_for_an_event_keep_nobody_from_reading(theatre: Theatre) -> None:
+    play = theatre.play(does(b"1"), does(b"2"))
+    play.init()
+    waiting = [play.later("get", at_least_event_id=2) for _ in range(50)]
+    assert play.later("get").result(PATIENCE).last_event_id == 1
+    play.call()
+    assert [reader.result(PATIENCE).last_event_id for reader in waiting] == [2] * 50
+
+
+def test_who_waits_while_the_node_stops_hears_of_it(database: Database) -> None:
+    with stage.node(database, {"a/b": stage.steps(does(b"1"))}) as node:
+        node.client.init(ns="a/b", id="p")
+        waiting = [node.client.future.get(ns="a/b", id="p", at_least_event_id=2) for _ in range(50)]
+    for reader in waiting:
+        with pytest.raises(StorageUnavailable):
+            reader.result(PATIENCE)
