@@ -242,7 +242,7 @@ def test_a_broker_that_stalls_is_away_and_what_it_had_is_repeated_in_order(
 def test_a_broker_that_died_is_used_again_when_it_is_back(
     kafka: Broker, publisher: KafkaPublisher, topic: str, impatient: None
 ) -> None:
-    publish(publisher, events(10))
+    until_sent(publisher, events(10))
     kafka.kill()
     published = publish(publisher, events(10, first=10))
     kafka.start()
