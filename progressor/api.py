@@ -32,7 +32,7 @@ from progressor.errors import (
     RequestTimeout,
     StorageUnavailable,
 )
-from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit, now
+from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, ProcessStatus, Range, TraceUnit, now
 from progressor.modernizer import Modernizer
 from progressor.otp import Timer, TimerHandle
 from progressor.verbs import FutureVerbs, Verbs
@@ -101,9 +101,12 @@ class FutureClient(FutureVerbs):
         at_least_event_id: int | None = None,
         timeout: float | None = None,
     ) -> Future[Process]:
-        """Needs a thread to look at the process, and none to wait for what is not there yet."""
+        """Needs a thread to look at a process that is not in memory, and none to wait for what is not there yet."""
         reader = begin(self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout)
         found: Future[Process] = Future()
+        if isinstance(reader, Process):
+            found.set_result(reader)
+            return found
         self._reads.add(found)
         found.add_done_callback(self._reads.discard)
         found.add_done_callback(lambda _: reader.news.cancel())
@@ -285,6 +288,8 @@ def get(
     timeout: float | None,
 ) -> Process:
     reader = begin(engine, ns, process_id, range_, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout)
+    if isinstance(reader, Process):
+        return reader
     try:
         while (process := reader.look()) is None:
             with suppress(FutureTimeout):
@@ -303,22 +308,19 @@ def begin(
     cache: bool,
     at_least_event_id: int | None,
     timeout: float | None,
-) -> Reader:
-    """Checks a `get`."""
+) -> Process | Reader:
+    """Checks a `get`; the process when it is in memory, else who looks for it."""
     namespace = engine.namespace(ns)
     checks.process_id(process_id)
     wanted = EVERYTHING if range_ is None else checks.range_(range_)
     checks.event_id("at_least_event_id", at_least_event_id)
-    return Reader(
-        ns,
-        process_id,
-        wanted,
-        at_least_event_id or 0,
-        namespace.storage,
-        namespace.cache if cache else None,
-        engine.directory,
-        _patience(namespace, timeout),
-    )
+    seconds = _patience(namespace, timeout)
+    least, memory = at_least_event_id or 0, namespace.cache if cache else None
+    if memory is not None and not least:  # to wait for an event is left to the reader
+        found = memory.look(process_id, wanted, least)
+        if found is not None and found.status != ProcessStatus.INIT:
+            return found
+    return Reader(ns, process_id, wanted, least, namespace.storage, memory, engine.directory, seconds)
 
 
 def put(engine: Engine, ns: str, process_id: str, process: Process, action: Action | None, context: bytes) -> None:

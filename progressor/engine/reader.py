@@ -33,7 +33,8 @@ class Reader:
         directory: Directory,
         seconds: float,
     ) -> None:
-        """Of a process whose init has ended and that has event `least`, within so many seconds."""
+        """Of a process whose init has ended and that has event `least`, within so many seconds. The memory of the cache
+        was asked for it, unless there is an event to wait for."""
         self._ns = ns
         self._process_id = process_id
         self._range = range
@@ -43,7 +44,7 @@ class Reader:
         self._directory = directory
         self._began = monotonic()
         self._deadline = self._began + seconds
-        self._memory = cache
+        self._memory = cache if least else None
         self._listens = False
         self._missing = "the process was not read"
         self.news: Future[None] = Future()

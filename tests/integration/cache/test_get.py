@@ -51,6 +51,16 @@ def test_the_first_read_fills_the_cache_and_the_others_are_hits(theatre: Theatre
     assert (cached.misses(Miss.COLD), cached.hits, cached.entries) == (1, 1, 1)
 
 
+def test_a_hit_needs_no_thread_as_a_future(theatre: Theatre, cached: Cached) -> None:
+    play = theatre.play(does(b"1"))
+    play.init()
+    expected = play.get()
+    found = play.client.future.get(ns=play.ns, id=play.id)
+    assert found.done()
+    assert found.result() == expected
+    assert cached.hits == 1
+
+
 def test_memory_follows_the_steps(theatre: Theatre, cached: Cached) -> None:
     play = theatre.play(
         does(b"1", aux_state=b"one"),
