@@ -21,9 +21,9 @@ from progressor.cache.pgoutput import Begin, Commit, Decoder, Message
 
 LOOK = 0.2
 """Seconds: how long a look lasts at most, and so how long a stop may take."""
-PAUSE = 0.002
+PAUSE = 0.004
 """Seconds to let more come when something has come. The server sends each row by itself, and to be woken for each of
-them costs more than the rows do."""
+them, which takes the interpreter from a thread that runs, costs more than the rows do."""
 STATUS_INTERVAL = 1.0
 """Seconds between reports of what was received; the server keeps its WAL until then."""
 SILENCE = 10.0
@@ -72,14 +72,23 @@ class Stream:
     def receive(self, seconds: float) -> Iterator[Message]:
         """What comes within this time. What was yielded counts as handled when the next one is asked for."""
         until = monotonic() + seconds
+        flows = False
         while (left := until - monotonic()) > 0 and not self._is_over():
-            self._wait(left, PAUSE)
+            if flows:
+                sleep(PAUSE)
+                self._link.consume_input()
+            else:
+                self._wait(left)
+            flows = False
             for data in self._received():
+                flows = True
                 if data[0] == _KEEPALIVE:
                     self._note(data)
                 elif data[0] == _WAL_DATA and (message := self._decoder.decode(data, _WAL_DATA_HEADER)) is not None:
                     yield message
                     self._follow(message)
+            if flows:
+                self._heard, self._asked = monotonic(), False
             self._keep_alive()
 
     def close(self) -> None:
@@ -116,10 +125,8 @@ class Stream:
 
     # The stream
 
-    def _wait(self, seconds: float, pause: float = 0.0) -> None:
+    def _wait(self, seconds: float) -> None:
         if self._poll.poll(seconds * 1000):
-            self._heard, self._asked = monotonic(), False
-            sleep(pause)
             self._link.consume_input()
 
     def _received(self) -> Iterator[bytes]:
