@@ -40,8 +40,9 @@ class Loop:
 
 
 class Pace:
-    """One event a second, the first one somewhere in it."""
+    """One event about every second. With one exactly each second, processes that were late together would stay
+    together, and a load that is meant to be even would come in ever larger lumps."""
 
     def process(self, request: StepRequest, options: Mapping[str, Any], context: bytes) -> Intent:
-        pause = random.random() if request.task_type is TaskType.INIT else 1.0
+        pause = random.uniform(0.0 if request.task_type is TaskType.INIT else 0.5, 1.5)
         return Intent(events=[event()], response=b"ok", action=SetTimer(now() + seconds(pause)))
