@@ -59,6 +59,10 @@ PLANNING = {  # arrays make the planner guess; a batch wants the index, whatever
     "enable_mergejoin": "off",
     "enable_seqscan": "off",
 }
+WRITER = "progressor writer"
+"""How the application names of these sessions begin."""
+SILENT_CLIENT = 4.0
+"""Seconds after which a session that has locks, and hears nothing more of its node, is ended."""
 PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NO_STREAMS = Streams()
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -172,7 +176,7 @@ class Committer:
         if self._connection is not None:
             self._lost_session = self._session
             self._connection = None
-        name = f"progressor writer {uuid4().hex}"
+        name = f"{WRITER} {uuid4().hex}"
         connection = psycopg.connect(**{**PATIENCE, **self._conninfo, "application_name": name}, autocommit=True)
         if self._lost_session is not None:
             _end_session(connection, *self._lost_session)
@@ -189,8 +193,8 @@ def prepare_session(connection: Connection) -> None:
     connection.execute("set timezone to 'UTC'")
     # A frozen node must not hold locks that keep others from taking over: neither when it sends nothing more, nor
     # when it reads nothing more and the server waits for it with half of an answer.
-    connection.execute("set idle_in_transaction_session_timeout to '4s'")
-    connection.execute("set tcp_user_timeout to '4s'")
+    for timeout in ("idle_in_transaction_session_timeout", "tcp_user_timeout"):
+        connection.execute("select set_config(%s, %s, false)", [timeout, f"{SILENT_CLIENT:g}s"])
 
 
 def configure(connection: Connection, settings: Mapping[str, str]) -> None:

@@ -43,6 +43,8 @@ class Loss(Enum):
     """The server never hears of the wish to commit."""
     PATIENCE = auto()
     """The server has committed; the node hears of it after `thaw`."""
+    VOICE = auto()
+    """The server waits for the rest of the transaction; nothing more comes from the node until `thaw`."""
 
 
 class Proxy:
@@ -240,6 +242,13 @@ class _Link:
                         case Loss.PATIENCE:
                             self._proxy.freeze(self.name, Way.DOWN)
                             self._proxy.lost.set()
+                        case Loss.VOICE:
+                            server.sendall(batch[len(tail) : -len(end)])
+                            self._proxy.freeze("", Way.UP)
+                            self._proxy.lost.set()
+                            self._proxy.wait_while_frozen(self.name, Way.UP)
+                            server.sendall(end)
+                            continue
                 tail = (tail + data)[-len(FIRST_OF_BATCH) :]
                 server.sendall(data)
 

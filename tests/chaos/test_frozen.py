@@ -10,6 +10,7 @@ import pytest
 from progressor import Event as ProcessEvent
 from progressor import Node, Process, SetTimer, now, seconds
 from progressor.errors import ProcessorError
+from progressor.storage.committer import SILENT_CLIENT
 from progressor.storage.embedded import EmbeddedPostgres
 from tests import invariants
 from tests.chaos.cluster import (
@@ -249,3 +250,20 @@ def test_a_node_that_does_not_read_its_answers_holds_no_locks_for_ever(cluster: 
     invariants.check(connection, NS)
     proxy.thaw()
     assert deaf.client.call(ns=NS, id="p") == b":2"
+
+
+def test_a_node_that_freezes_while_it_sends_a_batch_is_replaced(cluster: Cluster) -> None:
+    """The server waits for the rest of a transaction that holds the lease's row."""
+    proxy, conninfo = cluster.proxy()
+    mute, connection = cluster.live("mute", conninfo), cluster.connect()
+    mute.client.init(ns=NS, id="p")
+    before = epochs(connection)["mute"]
+    proxy.lose("progressor writer", Loss.VOICE)
+    call = mute.client.future.call(ns=NS, id="p", args=order(say="x"))
+    assert proxy.lost.wait(5)
+    live = cluster.live()
+    eventually(lambda: before not in epochs(connection).values(), TAKEOVER + SILENT_CLIENT)
+    assert live.client.call(ns=NS, id="p", args=order(say="y")) == b"y:2"
+    proxy.thaw()
+    assert call.result(10) == b"x:3"
+    invariants.settle(connection, NS, one_event_a_task=True)
