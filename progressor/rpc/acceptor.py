@@ -47,7 +47,8 @@ class Acceptor:
         self._has_room = has_room
         self._open = open_
         self._refused = refused
-        self._handshakes: set[asyncio.Task[Any]] = set()
+        self._handshakes: dict[int, asyncio.Task[Any]] = {}
+        """By the numbers of their files."""
         self._loop = asyncio.get_running_loop()
         seconds = None if context is None else patience
         self._shake_hands: Callable[[socket.socket], Coroutine[Any, Any, Any]] = partial(
@@ -67,8 +68,12 @@ class Acceptor:
         self._is_closed = True
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        for handshake in self._handshakes:
+        for handshake in self._handshakes.values():
             handshake.cancel()
+
+    def arrived(self, connection: asyncio.StreamWriter) -> None:
+        """From now on somebody else counts it: it is there some turns of the loop before its handshake has ended."""
+        self._forget(connection.get_extra_info("socket").fileno())
 
     def _resume(self) -> None:
         if not self._is_closed:
@@ -92,14 +97,18 @@ class Acceptor:
 
     def _begin(self, connection: socket.socket) -> None:
         """Over plain TCP the handshake is nothing."""
-        handshake = self._loop.create_task(self._shake_hands(connection))
-        self._handshakes.add(handshake)
+        number = connection.fileno()
+        handshake = self._handshakes[number] = self._loop.create_task(self._shake_hands(connection))
         self._open.inc()
-        handshake.add_done_callback(partial(self._end, connection))
+        handshake.add_done_callback(partial(self._end, connection, number))
 
-    def _end(self, connection: socket.socket, handshake: asyncio.Task[Any]) -> None:
-        self._handshakes.discard(handshake)
-        self._open.dec()
+    def _forget(self, number: int) -> None:
+        if self._handshakes.pop(number, None) is not None:
+            self._open.dec()
+
+    def _end(self, connection: socket.socket, number: int, handshake: asyncio.Task[Any]) -> None:
+        if self._handshakes.get(number) is handshake:  # else it has arrived, and the number may be another one's
+            self._forget(number)
         if handshake.cancelled():
             connection.close()
         elif (error := handshake.exception()) is not None:  # of TLS, of the network, or it took too long

@@ -126,6 +126,8 @@ class TcpServer(Actor):
         return asyncio.StreamReaderProtocol(StreamReader(loop=self._loop), self._connected, self._loop)
 
     async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
+        if self._acceptor is not None:
+            self._acceptor.arrived(writer)
         if not self._has_room(0) or self._leaving.is_set():
             writer.transport.abort()
             return

@@ -48,10 +48,10 @@ def shared(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathF
 def node(shared: NodeProcess) -> Iterator[NodeProcess]:
     """Whatever a test does to it, the node has nothing to complain about, and answers others."""
     yield shared
+    eventually(lambda: connections(shared) == 0)
     assert health(shared)
     assert "Traceback" not in shared.errors
     assert "ERROR" not in shared.errors
-    eventually(lambda: connections(shared) == 0)
 
 
 def connect(node: NodeProcess) -> socket.socket:
