@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 
 from progressor import checks
 from progressor.engine import modernization
+from progressor.engine.callers import wake
 from progressor.engine.directory import Directory, Role
 from progressor.engine.messages import Accept, Expect
 from progressor.engine.ports import Cache, Request, Selection, Storage
-from progressor.engine.reader import Reader
+from progressor.engine.reader import Reader, remembered
 from progressor.engine.tokens import Tokens
 from progressor.errors import (
     NamespaceNotFound,
@@ -32,7 +33,7 @@ from progressor.errors import (
     RequestTimeout,
     StorageUnavailable,
 )
-from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, ProcessStatus, Range, TraceUnit, now
+from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit, now
 from progressor.modernizer import Modernizer
 from progressor.otp import Timer, TimerHandle
 from progressor.verbs import FutureVerbs, Verbs
@@ -137,13 +138,13 @@ class FutureClient(FutureVerbs):
         """After a pause, or when there are news."""
         over: Future[None] = Future()
         try:
-            expiry = self._engine.timer.after(reader.pause, partial(_wake, over))
+            expiry = self._engine.timer.after(reader.pause, partial(wake, over))
         except RuntimeError:  # the node has stopped
             _refuse(found, StorageUnavailable(STOPPING))
             return
         over.add_done_callback(lambda _: expiry.cancel())
         over.add_done_callback(lambda _: self._look_soon(reader, found))
-        reader.news.add_done_callback(lambda _: _wake(over))
+        reader.news.add_done_callback(lambda _: wake(over))
 
     def timer(self, *, ns: str, id: str) -> Future[datetime | None]:
         """When the timer of a process fires; None when it has none, or when it runs."""
@@ -317,8 +318,8 @@ def begin(
     seconds = _patience(namespace, timeout)
     least, memory = at_least_event_id or 0, namespace.cache if cache else None
     if memory is not None and not least:  # to wait for an event is left to the reader
-        found = memory.look(process_id, wanted, least)
-        if found is not None and found.status != ProcessStatus.INIT:
+        found = remembered(memory, process_id, wanted, least)
+        if found is not None:
             return found
     return Reader(ns, process_id, wanted, least, namespace.storage, memory, engine.directory, seconds)
 
@@ -433,11 +434,6 @@ def _expire(future: Future[Answered]) -> None:
 def _refuse(future: Future[Any], error: Exception) -> None:
     with suppress(InvalidStateError):
         future.set_exception(error)
-
-
-def _wake(future: Future[None]) -> None:
-    with suppress(InvalidStateError):
-        future.set_result(None)
 
 
 def _pass_on(expiry: TimerHandle, result: Future[T], view: Callable[[Answered], T], answered: Future[Answered]) -> None:

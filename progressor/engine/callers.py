@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 
 from progressor.engine.ports import Refused
 from progressor.errors import ProcessNotFound
@@ -20,6 +21,12 @@ def answer(future: Future[Answered], result: Answered | Refused) -> None:
             future.set_exception(result.error)
     except InvalidStateError:
         pass
+
+
+def wake(future: Future[None]) -> None:
+    """Ends a pause, unless nobody waits any more."""
+    with suppress(InvalidStateError):
+        future.set_result(None)
 
 
 class Callers:

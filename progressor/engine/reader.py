@@ -73,8 +73,7 @@ class Reader:
     def _look_in_memory(self) -> Process | None:
         """Once, at the beginning: what is not there as it is wanted, is read."""
         cache, self._memory = self._memory, None
-        found = None if cache is None else cache.look(self._process_id, self._range, self._least)
-        return None if found is None or found.status == ProcessStatus.INIT else found
+        return None if cache is None else remembered(cache, self._process_id, self._range, self._least)
 
     def _read(self) -> Process:
         left = self._deadline - monotonic()
@@ -97,3 +96,9 @@ class Reader:
         self._listens = True
         self._directory.cast(Role.SCHEDULER, self._ns, AwaitInit(self._process_id, self.news))
         return False
+
+
+def remembered(cache: Cache, process_id: str, range: Range, least: int) -> Process | None:
+    """The process from memory, if its init has ended; waits a moment for event `least`."""
+    found = cache.look(process_id, range, least)
+    return None if found is None or found.status == ProcessStatus.INIT else found

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from time import monotonic
 
-from progressor.engine.callers import Callers, answer
+from progressor.engine.callers import Callers, answer, wake
 from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories
 from progressor.engine.lease import Lease
@@ -183,7 +182,7 @@ class Scheduler(Actor):
             self._callers.answer(task.task_id, result)
         if task.task_type is TaskType.INIT:
             for future in self._inits.pop(task.process_id, ()):
-                _wake(future)
+                wake(future)
 
     def _continue(self, complete: Complete, fate: Completed) -> None:
         completion = complete.completion
@@ -328,8 +327,3 @@ class Scheduler(Actor):
             result = message.results.get(task_id, Refused(ProcessNotFound()))
             if result is not None:
                 self._callers.answer(task_id, result)
-
-
-def _wake(future: Future[None]) -> None:
-    with suppress(InvalidStateError):  # nobody waits any more
-        future.set_result(None)
