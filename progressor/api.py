@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
@@ -41,6 +41,9 @@ from progressor.verbs import FutureVerbs, Verbs
 T = TypeVar("T")
 EVERYTHING = Range()
 KIND = "kind"
+RUNS_NO_STEP = (Op.SIMPLE_REPAIR, Op.REMOVE)
+"""Requests without a step of their own: arguments and a range must reach neither their task nor the timer that a simple
+repair runs again."""
 STOPPING = f"{StorageUnavailable.text}: the node stops or restarts"
 
 
@@ -267,8 +270,10 @@ def send(
 ) -> tuple[Future[Answered], float]:
     """Checks a request and hands it to the writer; the future of its answer, and how many seconds it may take."""
     namespace = engine.namespace(ns)
-    checks.request(process_id, args, context, key, timeout)
+    checks.request(process_id, args, context, range_, key, timeout)
     seconds = _patience(namespace, timeout)
+    if op in RUNS_NO_STEP:
+        args, range_ = b"", None
     request = Request(op, process_id, args, context, key, _metadata(op, range_), engine.tokens.next())
     answered: Future[Answered] = Future()
     accept = Accept(ns, request, answered, monotonic() + seconds)
@@ -407,18 +412,7 @@ def _patience(namespace: Namespace, timeout: float | None) -> float:
 
 def _metadata(op: Op, range_: Range | None) -> Metadata | None:
     if range_ is not None:
-        checked = checks.range_(range_)
-        return {
-            "range": {
-                name: value
-                for name, value in (
-                    ("offset", checked.offset),
-                    ("limit", checked.limit),
-                    ("direction", checked.direction),
-                )
-                if value is not None
-            }
-        }
+        return {"range": {name: value for name, value in asdict(range_).items() if value is not None}}
     match op:
         case Op.SIMPLE_REPAIR:
             return {KIND: "simple_repair"}

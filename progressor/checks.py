@@ -50,10 +50,11 @@ def process_id(value: object) -> None:
     text("id", value, LONGEST_ID)
 
 
-def request(id: object, args: object, context: object, key: object, seconds: object) -> None:
+def request(id: object, args: object, context: object, range: object, key: object, seconds: object) -> None:
     process_id(id)
     binary("args", args)
     binary("context", context)
+    range_(range)
     idempotency_key(key)
     timeout(seconds)
 

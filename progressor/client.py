@@ -161,7 +161,7 @@ class Client(Verbs):
         timeout: float | None,
     ) -> Answered:
         checks.text("ns", ns)
-        checks.request(process_id, args, context, key, timeout)
+        checks.request(process_id, args, context, range_, key, timeout)
         request = native.Request(
             ns, process_id, args, context, _range(range_), key, native_types.write_seconds(timeout)
         )

@@ -32,7 +32,8 @@ class Verbs(ABC):
         timeout: float | None = None,
     ) -> Answered:
         """The verb `op` with all that its answer says: also the task, and the last event, for a later
-        `get(at_least_event_id=...)`. The verbs below are short for it."""
+        `get(at_least_event_id=...)`. The verbs below are short for it. `simple_repair` and `remove` run no step of
+        their own: they use neither `args` nor `range`."""
         return self._ask(checks.operation(op), ns, id, args, context, range, idempotency_key, timeout)
 
     def init(

@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -322,6 +322,35 @@ def test_a_process_in_its_init(
             client.Repair(ask(name, NS))
         gates.open(name)
         assert beginning.result().last_event_id == 1
+
+
+def test_a_removal_with_arguments_and_a_range_goes_ahead_too(
+    node: NodeProcess, transport: str, client: Native.Client, gates: Gates, name: str
+) -> None:
+    client.Init(ask(name, NS))
+    gates.hold(name)
+
+    def later(threads: ThreadPoolExecutor, verb: str, **given: Any) -> Future[Any]:
+        def asked() -> Any:
+            with native(node, transport) as other:
+                try:
+                    return getattr(other, verb)(ask(name, NS, **given))
+                except t.ProcessNotFound:
+                    return "not found"
+
+        return threads.submit(asked)
+
+    with ThreadPoolExecutor(3) as threads:
+        running = later(threads, "Call")
+        gates.await_step(name)
+        waiting = later(threads, "Call")
+        eventually(lambda: len(client.Trace(NS, name)) == 3)
+        removal = later(threads, "Remove", arguments=b"unused", range=t.Range(limit=1))
+        eventually(lambda: len(client.Trace(NS, name)) == 4)
+        gates.open(name)
+        assert running.result().last_event_id == 2
+        assert removal.result().response is None
+        assert waiting.result() == "not found"
 
 
 def test_many_callers_wait_at_once(node: NodeProcess, transport: str) -> None:

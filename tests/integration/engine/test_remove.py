@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from progressor import ProcessNotFound, ProcessorError, Remove, SetTimer, TransientError, now, seconds
+from progressor import ProcessNotFound, ProcessorError, Range, Remove, SetTimer, TransientError, now, seconds
 from tests.eventually import eventually
 from tests.stage import Gate, Theatre, does, fails
 
@@ -68,6 +68,26 @@ def test_remove_waits_for_the_step_that_runs_and_goes_ahead_of_waiting_calls(the
         with pytest.raises(ProcessNotFound, match=r"^process not found$"):
             call.result()
     assert play.rows == {}
+    assert play.types == ["init", "call"]
+
+
+def test_arguments_and_a_range_make_no_other_request_of_a_removal(theatre: Theatre, gate: Gate) -> None:
+    """It is no timer: neither does it wait behind calls, nor does the step that runs replace it."""
+    play = theatre.play(does(), gate.holds(does(action=lambda: SetTimer(now() + seconds(3600)))), does(b"too late"))
+    play.init()
+    running = play.later("call")
+    gate.wait_entered()
+    waiting = play.later("call")
+    removal = play.later("execute", op="remove", args=b"unused", range=Range(limit=0), idempotency_key=f"no {play.id}")
+    eventually(lambda: len(play.trace()) == 4)
+    again = play.later("remove", idempotency_key=f"no {play.id}")
+    gate.open()
+    assert running.result() is None
+    assert removal.result().response is None
+    with pytest.raises(ProcessNotFound):
+        waiting.result()
+    assert again.result() is None
+    assert play.rows == {"tasks": 1}  # the answer to its key
     assert play.types == ["init", "call"]
 
 

@@ -9,9 +9,11 @@ from functools import partial
 import pytest
 
 from progressor import (
+    Event,
     ProcessInError,
     ProcessorError,
     ProcessRunning,
+    Range,
     SetTimer,
     TransientError,
     UnsetTimer,
@@ -85,6 +87,18 @@ def test_simple_repair_whose_task_fails_again(theatre: Theatre) -> None:
     play.simple_repair()
     play.becomes(b"init", b"timer")
     assert play.get().status == "running"
+
+
+def test_arguments_and_a_range_of_a_simple_repair_do_not_reach_the_timer(theatre: Theatre) -> None:
+    play = theatre.play(fails(KeyError("x")), does(b"timer"))
+    play.put(history=[Event(b"1"), Event(b"2")], action=at_once())
+    play.breaks("KeyError: 'x'")
+    unused = {"op": "simple_repair", "args": b"unused", "range": Range(limit=0)}
+    repaired = [play.later("execute", **given, idempotency_key=play.id) for given in (unused, {"op": "simple_repair"})]
+    assert repaired[0].result().task_id == repaired[1].result().task_id
+    play.becomes(b"1", b"2", b"timer")
+    assert [seen.request.args for seen in play.seen] == [b"", b""]
+    assert play.seen[-1].payloads == [b"1", b"2"]
 
 
 def test_simple_repair_retries_as_the_policy_says(theatre: Theatre) -> None:
