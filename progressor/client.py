@@ -20,7 +20,7 @@ from typing import Any, Self
 from thrift.Thrift import TApplicationException, TException
 
 from progressor import checks
-from progressor.errors import ConfigError, UnexpectedAnswer
+from progressor.errors import ConfigError, RequestTimeout, StorageUnavailable, UnexpectedAnswer
 from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit
 from progressor.rpc import codec, native_types
 from progressor.rpc.address import Address, read_url
@@ -174,7 +174,13 @@ class Client(Verbs):
         self, method: str, *arguments: Any, timeout: float | None = None, effect: Effect = Effect.NONE
     ) -> Any:
         seconds = self._read_timeout if timeout is None else timeout + MARGIN
-        return _result(method, self._channel.exchange(_message(method, *arguments), seconds, effect))
+        answer, may_be_done = self._channel.exchange(_message(method, *arguments), seconds, effect)
+        try:
+            return _result(method, answer)
+        except StorageUnavailable as error:
+            if may_be_done:  # only the second one was not
+                raise RequestTimeout(f"timeout: the connection broke, the outcome is unknown: {error}") from error
+            raise
 
     def _greet(self, connection: Connection) -> None:
         """Gives the secret, and hears whether we are served at all: over TLS only now, whether our certificate is good.

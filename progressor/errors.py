@@ -7,7 +7,7 @@
      |    |__ ProcessAlreadyExists |__ ProcessRunning       |__ IdempotencyConflict
      |    |__ AccessDenied
      |__ StorageError
-     |    |__ StorageUnavailable   the database is away: retry
+     |    |__ StorageUnavailable   the database is away, or the node stops: nothing was stored, retry
      |    |__ StorageRejected      the database refuses these very data: do not retry
      |    |__ LeaseLost            this node is no longer trusted to change anything
      |__ ProcessorError            raised by processors: a business error
@@ -104,7 +104,7 @@ class StorageError(ProgressorError):
 class StorageUnavailable(StorageError):
     """storage unavailable, try again
 
-    Nothing is known to be stored; with an idempotency key a retry is safe.
+    Nothing was stored. When something may have been, the error is RequestTimeout.
     """
 
 

@@ -54,8 +54,9 @@ class Channel:
         self._lock = Lock()
         self._is_closed = False
 
-    def exchange(self, message: bytes, seconds: float, effect: Effect) -> bytes:
-        """The answer to a message, which comes within so many seconds.
+    def exchange(self, message: bytes, seconds: float, effect: Effect) -> tuple[bytes, bool]:
+        """The answer to a message, which comes within so many seconds; and whether it is the answer to the second one,
+        while the first may have been executed.
 
         Raises CannotConnect: nothing was done; RequestTimeout: nobody knows; AccessDenied, InvalidRequest,
         UnexpectedAnswer.
@@ -64,7 +65,7 @@ class Channel:
         failure: Exception
         for is_last in (False, True):
             try:
-                return self._attempt(message, deadline, is_new=is_last)
+                return self._attempt(message, deadline, is_new=is_last), may_be_done
             except _Lost as lost:
                 failure = lost
                 may_be_done |= lost.was_sent and effect is not Effect.NONE

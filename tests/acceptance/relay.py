@@ -42,7 +42,7 @@ class Relay:
 
     def cut(self) -> None:
         """Ends the connections of now."""
-        for connection in self._connections:
+        for connection in tuple(self._connections):  # those who are cut off may be back at once
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 

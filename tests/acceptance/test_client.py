@@ -432,6 +432,24 @@ def test_a_step_that_ends_while_the_node_stops(database: Database, tmp_path: Pat
         assert node.wait() == 0
 
 
+def test_what_may_have_been_stored_is_not_said_to_be_not(database: Database, tmp_path: Path, name: str) -> None:
+    """The first request of two runs; only the second is refused."""
+    gates = Gates(tmp_path)
+    with started(tmp_path / "log", "--config", settings(database, tmp_path)) as node:
+        node.wait_ready()
+        with relaying(node.thrift_url) as relay, Client(relay.url) as client:
+            gates.hold(name)
+            held = client.future.init(ns=NS, id=name, idempotency_key=name)
+            gates.await_step(name)
+            node.send(signal.SIGTERM)
+            eventually(lambda: node.get("/ready").status == 503)
+            relay.cut()
+            with pytest.raises(RequestTimeout, match=r"the outcome is unknown: .*the node stops"):
+                held.result()
+            gates.open(name)
+        assert node.wait() == 0
+
+
 # What it is given
 
 

@@ -236,7 +236,7 @@ exception IdempotencyConflict {
   1: required string message
 }
 
-/** Nothing is known to be stored: try again, with an idempotency key to be safe. */
+/** Nothing was stored: try again. When something may have been, it is a RequestTimeout. */
 exception StorageUnavailable {
   1: required string message
 }

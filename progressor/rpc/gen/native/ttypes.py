@@ -2574,7 +2574,7 @@ class IdempotencyConflict(TException):
 
 class StorageUnavailable(TException):
     """
-    Nothing is known to be stored: try again, with an idempotency key to be safe.
+    Nothing was stored: try again. When something may have been, it is a RequestTimeout.
 
     Attributes:
      - message
