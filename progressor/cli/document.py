@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+from progressor import rfc3339
 from progressor.errors import ConfigError
 from progressor.model import Answered, Event, Page, Process, ProcessStatus, TraceUnit
-from progressor.rpc import woody
 
 T = TypeVar("T")
 JSON = Mapping[str, Any]
@@ -39,7 +39,7 @@ def binary(data: bytes | None) -> JSON | None:
 
 
 def instant(at: datetime | None) -> str | None:
-    return None if at is None else woody.show_time(at, "auto")
+    return None if at is None else rfc3339.show(at, "auto")
 
 
 def answered(answer: Answered) -> JSON:

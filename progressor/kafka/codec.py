@@ -10,10 +10,10 @@ from datetime import datetime
 from struct import Struct
 from typing import Any
 
-from progressor import terms
+from progressor import rfc3339, terms
 from progressor.engine.ports import Message, Notice
 from progressor.representation import format_version
-from progressor.rpc import codec, values, woody
+from progressor.rpc import codec, values
 from progressor.rpc.gen.lifecycle_sink.ttypes import (
     LifecycleEvent,
     LifecycleEventData,
@@ -50,7 +50,7 @@ def encode(ns: str, message: Message) -> bytes:
 def show_time(at: datetime) -> str:
     """RFC 3339 in UTC, as machinegun's own sink: six digits behind the second, three, or none, without losing any."""
     whole_milliseconds = at.microsecond and at.microsecond % 1000 == 0
-    return woody.show_time(at, "milliseconds" if whole_milliseconds else "auto")
+    return rfc3339.show(at, "milliseconds" if whole_milliseconds else "auto")
 
 
 def _event(ns: str, message: Message) -> bytes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from progressor import rfc3339
 from progressor.config import Dialect
 from progressor.model import Direction, Event, Process, ProcessStatus, Range
 from progressor.representation import format_version, with_version
-from progressor.rpc import values, woody
+from progressor.rpc import values
 from progressor.rpc.gen.state_processing import ttypes as mg
 
 
@@ -23,7 +24,7 @@ def machine(ns: str, process: Process, timer: datetime | None) -> mg.Machine:
         if failed
         else mg.MachineStatus(working=mg.MachineStatusWorking()),
         aux_state=values.load_content(process.aux_state),
-        timer=None if timer is None else woody.show_time(timer),
+        timer=None if timer is None else rfc3339.show(timer),
     )
 
 
@@ -36,7 +37,7 @@ def process(machine: mg.Machine) -> Process:
             values.store(event.data),
             with_version({}, event.format_version),
             event.id,
-            woody.read_time(event.created_at),
+            rfc3339.read(event.created_at),
         )
         for event in machine.history
     ]
@@ -69,7 +70,7 @@ def events(bodies: Sequence[mg.Content], dialect: Dialect) -> list[Event]:
 def event(event: Event) -> mg.Event:
     return mg.Event(
         id=event.event_id,
-        created_at=None if event.timestamp is None else woody.show_time(event.timestamp),
+        created_at=None if event.timestamp is None else rfc3339.show(event.timestamp),
         format_version=format_version(event.metadata),
         data=values.load(event.payload),
     )

@@ -21,6 +21,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from progressor import rfc3339
 from progressor.errors import ConfigError, ProcessorError, TransientError
 from progressor.metrics import RequestMetrics
 from progressor.model import Health, Intent, Remove, SetTimer, StepRequest, TaskType, UnsetTimer
@@ -160,7 +161,7 @@ def _change(intent: Intent) -> Any:
 def _action(intent: Intent) -> Any:
     match intent.action:
         case SetTimer(at, remove):
-            timer = mg.TimerAction(set_timer=mg.SetTimerAction(timer=Timer(deadline=woody.show_time(at))))
+            timer = mg.TimerAction(set_timer=mg.SetTimerAction(timer=Timer(deadline=rfc3339.show(at))))
             return mg.ComplexAction(timer=timer, remove=mg.RemoveAction() if remove else None)
         case UnsetTimer():
             return mg.ComplexAction(timer=mg.TimerAction(unset_timer=mg.UnsetTimerAction()))

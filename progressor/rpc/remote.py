@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+from progressor import rfc3339
 from progressor.config import Dialect
 from progressor.errors import ConfigError, ProcessorError
 from progressor.model import (
@@ -125,7 +126,7 @@ def _action(action: Any) -> Action | None:
 
 def _time(deadline: str) -> Any:
     try:
-        return woody.read_time(deadline)
+        return rfc3339.read(deadline)
     except ValueError as error:
         raise ProcessorError(f"result unexpected: bad timer: {error}") from None
 

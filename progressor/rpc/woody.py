@@ -10,11 +10,11 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from erlang import OtpErlangBinary
 
-from progressor import terms
+from progressor import rfc3339, terms
 from progressor.model import now
 
 CONTENT_TYPE = "application/x-thrift"
@@ -25,7 +25,6 @@ META = "woody.meta."
 LONGEST_ID = 64
 LONGEST_REASON = 1000
 _IDS = ("woody.trace-id", "woody.span-id", "woody.parent-id")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
@@ -111,27 +110,13 @@ def read_call(headers: Mapping[str, str]) -> Call:
 
 
 def read_deadline(text: str) -> datetime:
-    """RFC 3339 in UTC, with any number of digits behind the second. Raises Failure."""
+    """Raises Failure, with the words of the Erlang library."""
     try:
-        return read_time(text)
-    except ValueError as error:
-        raise bad_request(f"bad woody.deadline header: {error}") from None
-
-
-def read_time(text: str) -> datetime:
-    """As `read_deadline`. Raises ValueError."""
-    found = _TIME.fullmatch(text)
-    if found is None:
-        raise ValueError(f"bad_deadline {text[:100]}")
-    if found[2] not in ("Z", "+00:00", "-00:00"):
-        raise ValueError("not_utc")
-    whole = datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
-    return whole.replace(microsecond=int((found[1] or ".0")[1:7].ljust(6, "0")))
-
-
-def show_time(at: datetime, timespec: str = "microseconds") -> str:
-    """RFC 3339 in UTC; `timespec` as of `datetime.isoformat`."""
-    return at.astimezone(UTC).isoformat(timespec=timespec).removesuffix("+00:00") + "Z"
+        return rfc3339.read(text)
+    except rfc3339.NotUtc:
+        raise bad_request("bad woody.deadline header: not_utc") from None
+    except ValueError:
+        raise bad_request(f"bad woody.deadline header: bad_deadline {text[:100]}") from None
 
 
 def from_context(context: bytes) -> Call:

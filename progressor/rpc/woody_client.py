@@ -20,6 +20,7 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 
+from progressor import rfc3339
 from progressor.errors import ProcessorError, TransientError
 from progressor.model import now
 from progressor.rpc import codec, woody
@@ -58,7 +59,7 @@ class WoodyClient:
             raise TransientError("resource unavailable: deadline reached")
         headers = {"content-type": woody.CONTENT_TYPE, "accept": woody.CONTENT_TYPE, **cause.headers()}
         # Milliseconds, as the Erlang library writes it.
-        headers["woody.deadline"] = woody.show_time(now() + timedelta(seconds=seconds), "milliseconds")
+        headers["woody.deadline"] = rfc3339.show(now() + timedelta(seconds=seconds), "milliseconds")
         timeout = urllib3.Timeout(connect=min(seconds / 5, LONGEST_CONNECT), read=seconds)
         try:
             answer = self._pool.request(

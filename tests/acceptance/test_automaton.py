@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from progressor import now
+from progressor import now, rfc3339
 from progressor.rpc import codec
 from progressor.rpc.gen.msgpack.ttypes import Nil, Value
 from progressor.rpc.gen.state_processing import Automaton
 from progressor.rpc.gen.state_processing import ttypes as mg
-from progressor.rpc.woody import show_time
 from progressor.storage.embedded import EmbeddedPostgres
 from tests.acceptance.nodes import NS, WOODY_IDS, Gates, NodeProcess, as_toml, automaton, config, started
 from tests.conftest import fresh_database
@@ -102,7 +101,7 @@ def test_a_machine(client: Automaton.Client) -> None:
     assert [event.id for event in whole.history] == [1, 2, 3]
     assert all(event.created_at.endswith("Z") and event.format_version == 1 for event in whole.history)
     assert whole.aux_state == mg.Content(data=Value(bin=b"state"))
-    assert show_time(now()) < whole.timer < show_time(now() + timedelta(hours=2))
+    assert rfc3339.show(now()) < whole.timer < rfc3339.show(now() + timedelta(hours=2))
     assert whole.history_range == mg.HistoryRange()
     back = desc(name, after=3, limit=1, direction=mg.Direction.backward)
     assert [event.id for event in client.GetMachine(back).history] == [2]
@@ -266,7 +265,7 @@ def test_what_woody_says_of_answers(node: NodeProcess) -> None:
     assert (status, headers["content-type"]) == (200, CONTENT_TYPE)
     assert (headers["woody.error-class"], headers["woody.error-reason"]) == ("Business Error", "NamespaceNotFound")
     assert body.startswith(b"\x80\x01\0\x02\0\0\0\nGetMachine\0\0\0\x07")
-    later = show_time(now() + timedelta(minutes=1))
+    later = rfc3339.show(now() + timedelta(minutes=1))
     assert post(node, get_call(), woody__deadline=later, accept=CONTENT_TYPE)[0] == 200
     status, headers, body = post(node, call(b"GetMachine", get_call()[22:], kind=4))
     assert (status, body) == (200, b"")
@@ -283,7 +282,7 @@ def test_a_deadline_that_comes_while_the_step_runs(node: NodeProcess, client: Au
     client.Start(NS, name, say())
     gates.hold(name)
     message = codec.encode_message("Call", codec.CALL, 0, Automaton.Call_args(desc(name, NS), say()))
-    deadline = show_time(now() + timedelta(seconds=0.5))
+    deadline = rfc3339.show(now() + timedelta(seconds=0.5))
     status, headers, _ = post(node, message, woody__deadline=deadline)
     gates.await_step(name)
     gates.open(name)

@@ -12,10 +12,9 @@ from typing import Any, TypeAlias
 import pytest
 from kafka.broker import Broker
 
-from progressor import Client, ProcessorError
+from progressor import Client, ProcessorError, rfc3339
 from progressor.errors import ProcessNotFound, ProgressorError
 from progressor.kafka.partitioner import phash2
-from progressor.rpc import woody
 from progressor.rpc.gen.msgpack.ttypes import Value
 from tests.acceptance.nodes import NS, PATIENCE, NodeProcess, StartNode, Work
 from tests.consumer import Record, read
@@ -179,7 +178,7 @@ def test_what_an_event_says(client: Client, work: Work, kafka: Broker, topic: st
     stored = [at for (at,) in work.query("select timestamp from {events} order by event_id")]
     assert [event.format_version for event in events] == [1, None, None]
     assert [event.data for event in events] == [Value(bin=b"event"), Value(bin=b"plain bytes"), Value(str="text")]
-    assert [woody.read_time(event.created_at) for event in events] == stored
+    assert [rfc3339.read(event.created_at) for event in events] == stored
 
 
 def test_a_missing_topic_is_seen_in_health_and_metrics_and_stops_no_step(

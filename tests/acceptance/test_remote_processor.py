@@ -20,10 +20,12 @@ from progressor import TransientError as Transient
 from progressor.model import Process, TaskType
 from progressor.processor import resolve
 from progressor.rpc import codec, woody
+from progressor.rpc.gen.base.ttypes import Timer
 from progressor.rpc.gen.msgpack.ttypes import Value
 from progressor.rpc.gen.state_processing import Processor as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.processor_server import serving
+from progressor.rpc.remote import _action as remote_action
 from tests.acceptance.nodes import FREE_PORT, WOODY_IDS, NodeProcess, as_toml, automaton, config, started
 from tests.conftest import Database
 from tests.eventually import eventually
@@ -247,6 +249,12 @@ def test_what_answers_mean(case: str) -> None:
                 processor(request, b"")
             assert type(failed.value) is expected
         server.shutdown()
+
+
+def test_a_timer_that_is_no_time_is_a_business_error_that_shows_it() -> None:
+    timer = mg.TimerAction(set_timer=mg.SetTimerAction(timer=Timer(deadline="soon")))
+    with pytest.raises(ProcessorError, match="^result unexpected: bad timer: no RFC 3339 time: soon$"):
+        remote_action(mg.ComplexAction(timer=timer))
 
 
 def test_a_step_without_time_left_is_not_called() -> None:

@@ -14,7 +14,7 @@ from threading import Event as Signal
 import pytest
 from kafka.broker import Broker
 
-from progressor.rpc import woody
+from progressor import rfc3339
 from progressor.storage.embedded import EmbeddedPostgres
 from tests import invariants
 from tests.chaos.cluster import NS, Cluster, NodeProcess, order, query, until_acknowledged
@@ -132,7 +132,7 @@ def check(cluster: Cluster, kafka: Broker, events: str, turns: str) -> None:
     for record in records:
         assert record.key == f"{NS} {record.event.source_id}".encode()
     published = without_repeats(records)
-    assert {(e.source_id, e.event_id, woody.read_time(e.created_at), e.data.bin) for e in published} == set(stored)
+    assert {(e.source_id, e.event_id, rfc3339.read(e.created_at), e.data.bin) for e in published} == set(stored)
     assert all(ids == list(range(1, len(ids) + 1)) for ids in by_process(published).values())
     lives = [record.turn for record in read(kafka.endpoint, turns)]
     assert {turn.machine_id for turn in lives} == {f"p{n}" for n in range(PROCESSES)}

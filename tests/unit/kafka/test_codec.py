@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from progressor import rfc3339
 from progressor.config import Dialect
 from progressor.engine.ports import Message, Notice
 from progressor.kafka.codec import Unencodable, encode, key, show_time
-from progressor.rpc import codec, values, woody
+from progressor.rpc import codec, values
 from progressor.rpc.gen.event_sink.ttypes import MachineEvent, SinkEvent
 from progressor.rpc.gen.lifecycle_sink.ttypes import LifecycleEvent
 from progressor.rpc.gen.msgpack.ttypes import Nil, Value
@@ -101,7 +102,7 @@ def test_times_are_utc_without_needless_digits(at: datetime, text: str) -> None:
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_times_lose_nothing(at: datetime) -> None:
-    assert woody.read_time(show_time(at)) == at
+    assert rfc3339.read(show_time(at)) == at
 
 
 PAYLOADS = st.binary() | st.builds(stored, st.builds(Value, str=st.text(st.characters(codec="utf-8"))))
