@@ -1,4 +1,9 @@
-"""Processors: an object with a method `process(request, options, context) -> Intent`, or a plain function like it."""
+"""Processors: an object with a method `process(request, options, context) -> Intent`, or a plain function like it.
+
+One object serves all steps of a namespace, up to `worker_pool_size` at the same time, each in its own thread; with
+`--processes` there is one in each engine process. So it must be thread-safe, and what belongs to a process of the
+namespace belongs in its events and its aux_state.
+"""
 
 from __future__ import annotations
 

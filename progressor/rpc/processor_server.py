@@ -2,7 +2,8 @@
 
     python -m progressor.rpc.processor_server package.module:Name --listen 127.0.0.1:8080
 
-serves it at /v1/processor until SIGTERM or SIGINT. As a context manager: `serving`.
+serves it at /v1/processor until SIGTERM or SIGINT. As a context manager: `serving`. What the protocol does not carry,
+the processor neither sees nor can say (docs/thrift.md, "Remote processors").
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import math
 import signal
 import sys
@@ -40,6 +42,9 @@ from progressor.rpc.service import Service
 PATH = "/v1/processor"
 THREADS = 200
 """Steps at the same time: as many as a namespace has workers by default."""
+NO_METADATA = "the protocol of remote processors carries no metadata of a process: leave Intent.metadata out"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 class ProcessorService(Service):
@@ -81,13 +86,16 @@ class ProcessorService(Service):
         request = StepRequest(task, args, machine.process(seen), seen.ns, deadline=call.deadline)
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._processor, request, call.context())
+            intent = await loop.run_in_executor(self._threads, self._processor, request, call.context())
         except TransientError as error:
             raise woody.Failure(503, woody.UNAVAILABLE, error.reason) from error
         except ProcessorError as error:
             if task is TaskType.REPAIR:
                 raise mg.RepairFailed(reason=Value(str=error.reason)) from error
             raise woody.unexpected(error.reason) from error
+        if intent.metadata is not None:
+            raise woody.unexpected(NO_METADATA)
+        return intent
 
 
 class _Pages:
@@ -133,11 +141,14 @@ def serving(client: str, options: Mapping[str, Any] | None = None, listen: str =
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Serves a processor to nodes.")
     parser.add_argument("processor", help="package.module:Name, a name of those shipped, or an entry point")
-    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="what the processor is given")
+    parser.add_argument(
+        "--options", type=_object, default={}, metavar="JSON", help="an object, which the processor is given"
+    )
     parser.add_argument(
         "--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="default: %(default)s, any free port"
     )
     given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -147,8 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop.wait()
     except (ConfigError, CannotListen) as error:
         print(f"processor_server: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
     return 0
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return found
 
 
 def _change(intent: Intent) -> Any:

@@ -1,4 +1,4 @@
-"""Processors in another process: a payment whose processor dies and comes back, and what a bad one makes of a step."""
+"""Processors in another process: a counter whose processor dies and comes back, and what a bad one makes of a step."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def node(port: int, database: Database, tmp_path: Any) -> Iterator[NodeProcess]:
         yield node
 
 
-def test_a_payment_whose_processor_dies_and_comes_back(node: NodeProcess, port: int) -> None:
+def test_a_counter_whose_processor_dies_and_comes_back(node: NodeProcess, port: int) -> None:
     with automaton(node) as client:
         machine = mg.MachineDescriptor(NS, mg.Reference(id="p1"), mg.HistoryRange())
 
-        def state() -> Any:
-            return json.loads(client.GetMachine(machine).aux_state.data.bin)
+        def count() -> int:
+            return int(client.GetMachine(machine).aux_state.data.bin)
 
         def retries() -> float:
             found = [
@@ -86,16 +86,16 @@ def test_a_payment_whose_processor_dies_and_comes_back(node: NodeProcess, port: 
             ]
             return sum(float(line.split()[-1]) for line in found)
 
-        with processor_process("payment", port, approval_timeout=0.5) as processor:
-            paid = {"amount": 100, "currency": "EUR", "card": "visa"}
-            client.Start(NS, "p1", Value(bin=json.dumps(paid).encode()))
-            assert state()["status"] == "authorised"
+        with processor_process("counter", port, tick=0.1) as processor:
+            client.Start(NS, "p1", Value(bin=b"7"))
+            eventually(lambda: count() > 7)
             processor.kill()
             processor.wait()
         eventually(lambda: retries() > 0)
         assert client.GetMachine(machine).status.working is not None
-        with processor_process("payment", port, approval_timeout=0.5):
-            eventually(lambda: state()["status"] == "completed")
+        before = count()
+        with processor_process("counter", port, tick=0.1):
+            eventually(lambda: count() > before)
 
 
 def test_a_call_of_a_processor_has_the_deadline_of_its_step_and_the_trace_of_its_cause(
@@ -148,6 +148,10 @@ def step(request: StepRequest, options: Mapping[str, Any], context: bytes) -> In
         case "seconds left":
             assert request.deadline is not None
             return Intent(response=str((request.deadline - now()).total_seconds()).encode())
+        case "request":
+            return Intent(response=f"{request.task_id} {request.attempt} {request.process.metadata}".encode())
+        case "metadata":
+            return Intent(metadata={"status": "paid"})
         case "transient":
             raise Transient("later")
         case "business":
@@ -194,6 +198,32 @@ def test_errors(remote: Callable[..., Intent], task: TaskType) -> None:
     with pytest.raises(ProcessorError, match="never") as failed:
         remote(b"business", task)
     assert not isinstance(failed.value, Transient)
+
+
+def test_what_the_protocol_does_not_carry(remote: Callable[..., Intent]) -> None:
+    assert remote(b"request", process=Process("p", metadata={"a": 1})).response == b"0 1 None"
+    with pytest.raises(ProcessorError, match=r"result unexpected: .* leave Intent\.metadata out"):
+        remote(b"metadata")
+
+
+def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "progressor.rpc.processor_server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_server_that_cannot_listen_has_failed(port: int) -> None:
+    with closing(socket.create_server(("127.0.0.1", port))):
+        done = serve("echo", "--listen", f"127.0.0.1:{port}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"processor_server: cannot listen on 127.0.0.1:{port}: " in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [["nobody:Nothing"], ["echo", "--listen", "x"], ["echo", "--options", "[]"]])
+def test_a_server_that_is_used_wrongly_says_so(wrong: list[str]) -> None:
+    done = serve(*wrong)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert wrong[-1] in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def reply(success: bool = True, seqid: int = 0) -> bytes:
@@ -253,7 +283,7 @@ def test_what_answers_mean(case: str) -> None:
 
 def test_a_timer_that_is_no_time_is_a_business_error_that_shows_it() -> None:
     timer = mg.TimerAction(set_timer=mg.SetTimerAction(timer=Timer(deadline="soon")))
-    with pytest.raises(ProcessorError, match="^result unexpected: bad timer: no RFC 3339 time: soon$"):
+    with pytest.raises(ProcessorError, match=r"^result unexpected: bad timer: no RFC 3339 time: soon$"):
         remote_action(mg.ComplexAction(timer=timer))
 
 
