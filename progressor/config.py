@@ -1,4 +1,4 @@
-"""Reads `sys.toml` and checks it whole, before anything starts (interfaces.md §4).
+"""Reads `sys.toml` and checks it whole, before anything starts (docs/operations.md, "Configuration").
 
 `load` answers a `Config` that is right in every part, or raises one `ConfigError` with a line for each
 mistake. The file is read through `_Reader`: a table that knows its path, collects problems, remembers which

@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -31,6 +34,7 @@ CODE = sorted(
 DEMO_PATIENCE = 100
 BROKER = "127.0.0.1:9092"
 """In examples: that of the tests."""
+NO_DEFAULT = "\N{EN DASH}"
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -168,46 +172,67 @@ def test_every_metric_is_explained() -> None:
     assert set(re.findall(r"`(progressor_\w+)`", table)) == names
 
 
+def configuration_section() -> str:
+    return (TOP / "docs/operations.md").read_text().partition("## Configuration")[2].partition("## Sizing")[0]
+
+
 def test_every_key_of_the_configuration_is_explained() -> None:
-    text = (TOP / "docs/operations.md").read_text().partition("## Configuration")[2].partition("## Sizing")[0]
-    explained = set(re.findall(r"`[\w.]*?(\w+)`", text))
-    for part in (
-        configuration.Config,
-        configuration.NamespaceConfig,
-        configuration.RetryPolicy,
-        configuration.StorageConfig,
-        configuration.ProcessorConfig,
-        configuration.ModernizerConfig,
-        configuration.NotifierConfig,
-        configuration.DatabaseConfig,
-        configuration.PoolConfig,
-        configuration.KafkaClientConfig,
-        configuration.ListenConfig,
-        configuration.Limits,
-        configuration.NativeConfig,
-    ):
+    explained = set(re.findall(r"`[\w.]*?(\w+)`", configuration_section()))
+    for name_, part in vars(configuration).items():
+        if not dataclasses.is_dataclass(part) or name_.startswith("_"):
+            continue
         keys = {field.name for field in dataclasses.fields(part)}
         tables = {"name", "namespaces", "databases", "pools", "kafka", "listen", "parameters"}
         tables |= {"retry_policy", "processor", "notifier", "limits", "native", "modernizer"}
         assert keys - tables - explained <= {"storage"}, part
 
 
+def told_defaults() -> Iterator[tuple[str, str]]:
+    """The keys of the tables, whole, with what is told of each: TOML, a dash, or a word."""
+    for line in configuration_section().splitlines():
+        if line.startswith("| `"):
+            keys, defaults = line.removeprefix("| ").split(" | ")[:2]
+            first, *others = re.findall(r"`([\w.…]+)`", keys)
+            whole = [first, *(first.rpartition(".")[0] + key if key[0] == "." else key for key in others)]
+            values = defaults.replace("`", "").split(", ")
+            yield from zip(whole, values * len(whole) if len(values) == 1 else values, strict=True)
+
+
+def found(config: configuration.Config, key: str) -> Any:
+    """What a key of the tables became in a configuration, of which each part is called NAME."""
+    names = re.sub(r"_(env|file)$", "", key).replace("kafka.clients", "kafka").replace("…", "parameters").split(".")
+    owner: Any = config if hasattr(config, names[0]) else config.namespaces["NAME"]
+    return reduce(lambda part, name: part[name] if isinstance(part, Mapping) else getattr(part, name), names, owner)
+
+
 def test_every_default_is_told() -> None:
-    text = (TOP / "docs/operations.md").read_text()
-    rows = dict(re.findall(r"^\| `([\w.]+)`°? \| ([^|]+?) \|", text, re.MULTILINE))
+    namespace = {
+        "processor": {"client": "echo"},
+        "modernizer": {"client": "thrift", "format_version": 1},
+        "notifier": {"client": "NAME", "topic": "t"},
+    }
+    pool = {"database": "NAME"}
     config = configuration.load(
         {
-            "progressor": {"namespaces": {"x": {"processor": {"client": "echo"}}}},
-            "databases": {"d": {"database": "d", "username": "u"}},
-            "pools": {f"default_{name}pool": {"database": "d"} for name in ("", "scan_", "front_")},
+            "progressor": {"namespaces": {"NAME": namespace}},
+            "databases": {"NAME": {"database": "d", "username": "u"}},
+            "pools": {"NAME": pool, **{f"default_{name}pool": pool for name in ("", "scan_", "front_")}},
+            "kafka": {"clients": {"NAME": {"endpoints": ["127.0.0.1:9092"]}}},
         }
     )
-    namespace = config.namespaces["x"]
-    for key, told in rows.items():
-        owner: object = config if hasattr(config, key.partition(".")[0]) else namespace
-        value = reduce(lambda part, name: getattr(part, name, None), key.split("."), owner)
-        if isinstance(value, float | int) and not isinstance(value, bool):
-            assert float(told) == value, key
+    needed = {"processor.client", "modernizer.client", "modernizer.format_version", "notifier.client", "notifier.topic"}
+    needed |= {"databases.NAME.database", "databases.NAME.username", "pools.NAME.database"}
+    needed |= {"kafka.clients.NAME.endpoints"}
+    told = dict(told_defaults())
+    assert needed <= {key for key, default in told.items() if default == NO_DEFAULT}
+    for key, default in told.items():
+        value = found(config, key)
+        if default == NO_DEFAULT:
+            assert key in needed or not value, key
+        elif default == "host name":
+            assert value == socket.gethostname()
+        else:
+            assert (list(value) if isinstance(value, frozenset) else value) == tomllib.loads(f"x = {default}")["x"], key
 
 
 # The demonstration

@@ -1,14 +1,16 @@
-"""A wrong file is refused whole, with a line for each mistake (interfaces.md §4)."""
+"""A wrong file is refused whole, with a line for each mistake (docs/operations.md, "Configuration")."""
 
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
+import re
 import socket
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, is_dataclass
 from functools import reduce
 from math import nan
 from pathlib import Path
@@ -16,17 +18,24 @@ from typing import Any
 
 import pytest
 
+from progressor import config
 from progressor.config import (
     LONGEST_NAMESPACE,
     Config,
+    DatabaseConfig,
+    KafkaClientConfig,
     Limits,
     ListenConfig,
+    ModernizerConfig,
+    NamespaceConfig,
     NativeConfig,
     NotifierConfig,
     OnDeadLetter,
+    PoolConfig,
     ProcessorConfig,
     RetryPolicy,
     StorageConfig,
+    TlsConfig,
     load,
 )
 from progressor.errors import ConfigError
@@ -535,7 +544,37 @@ def test_the_sample_file_loads() -> None:
     )
     assert config.kafka["default_kafka_client"].endpoints == ("127.0.0.1:9092",)
     assert config.listen == ListenConfig(("127.0.0.1", 8022), ("127.0.0.1", 8023))
-    assert [pool.size for pool in config.pools.values()] == [10, 1, 10]
+    assert [pool.size for pool in config.pools.values()] == [10, 2, 10]
+
+
+def test_the_sample_has_every_key_and_its_comments_can_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "any.pem"
+    file.write_text("secret")
+    text = re.sub(r"^# (?=\[|\w+ = )", "", SAMPLE.read_text(), flags=re.MULTILINE)
+    text = re.sub(r'"/(etc|run)/[\w/.]+"', f'"{file}"', text)
+    assert loaded(tmp_path, text).listen.tls == TlsConfig(file, file, file)
+    found = tomllib.loads(text)
+    node, listen = found["progressor"], found["listen"]
+    namespace = reduce(operator.or_, node["namespaces"].values(), node["defaults"])
+    tables: Mapping[type, Mapping[str, Any]] = {
+        Config: node | found,
+        NamespaceConfig: namespace,
+        RetryPolicy: node["defaults"]["retry_policy"],
+        StorageConfig: node["defaults"]["storage"] | namespace["storage"],
+        ProcessorConfig: node["namespaces"]["default/default"]["processor"],
+        ModernizerConfig: namespace["modernizer"],
+        NotifierConfig: namespace["notifier"],
+        DatabaseConfig: found["databases"]["progressor_db"],
+        PoolConfig: found["pools"]["default_pool"],
+        KafkaClientConfig: found["kafka"]["clients"]["default_kafka_client"],
+        ListenConfig: listen,
+        TlsConfig: listen["tls"],
+        Limits: listen["limits"],
+        NativeConfig: listen["native"] | {"secret": listen["native"]["secret_file"]},
+    }
+    assert set(tables) == {part for name, part in vars(config).items() if is_dataclass(part) and name[0] != "_"}
+    for part, table in tables.items():
+        assert {field.name for field in fields(part)} - {"name", "parameters"} <= set(table), part
 
 
 def test_what_is_left_out_has_the_values_of_the_sample(tmp_path: Path) -> None:
@@ -559,11 +598,12 @@ def test_what_is_left_out_has_the_values_of_the_sample(tmp_path: Path) -> None:
         "process_step_timeout",
         "task_scan_timeout",
         "call_scan_timeout",
+        "retry_interrupted",
+        "retry_policy",
+        "dialect",
         "storage",
     ):
         assert getattr(left_out, key) == getattr(written, key), key
-    assert left_out.retry_policy == replace(written.retry_policy, non_retryable_errors=frozenset())
-    assert left_out.retry_interrupted == frozenset()
     assert left_out.processor == ProcessorConfig("echo", {})
     assert left_out.notifier is None
     assert (config.databases["db"].host, config.databases["db"].port) == ("127.0.0.1", 5432)
