@@ -1,4 +1,4 @@
-"""What must be true of a namespace's tables, whatever happened before (docs/design.md, "Invariants").
+"""What must be true of a namespace's tables, whatever happened before (docs/design.md).
 
     invariants.check(connection, "a/b")                   at any instant
     invariants.settle(connection, "a/b")                  when nothing runs and nothing is due any more; waits for it

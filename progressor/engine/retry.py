@@ -1,4 +1,4 @@
-"""The retry policy: whether a failed task is tried again, and when (semantics: docs/design.md, "Failures")."""
+"""The retry policy: whether a failed task is tried again, and when (docs/design.md, "Failures")."""
 
 from __future__ import annotations
 

@@ -168,9 +168,6 @@ def test_the_publication_is_damaged(there: Through, damage: Composed) -> None:
     assert there.cached.health["reconnects"] == 1
 
 
-def test_the_role_loses_its_right(there: Through, caplog: pytest.LogCaptureFixture) -> None: ...
-
-
 @pytest.fixture
 def server(postgres_bin: str | None) -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres.start(bin_dir=postgres_bin) as server:

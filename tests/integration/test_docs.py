@@ -29,7 +29,10 @@ from tests.conftest import Database
 TOP = Path(__file__).parents[2]
 DOCUMENTS = sorted([TOP / "README.md", TOP / "CHANGELOG.md", *TOP.glob("docs/**/*.md"), *TOP.glob("deploy/*.md")])
 CODE = sorted(
-    path for folder in ("progressor", "processors", "scripts") for path in (TOP / folder).rglob("*.[ps][yq]*")
+    path
+    for folder in ("progressor", "processors", "scripts", "tests")
+    for path in (TOP / folder).rglob("*")
+    if path.suffix in {".py", ".sql", ".sh", ".thrift"}
 )
 DEMO_PATIENCE = 100
 BROKER = "127.0.0.1:9092"
@@ -148,7 +151,7 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 def test_every_file_and_heading_that_the_code_refers_to_exists() -> None:
     for path in CODE:
-        for document, heading in re.findall(r'(docs/[\w./-]+\.md)(?:, "([^"]+)")?', path.read_text()):
+        for document, heading in re.findall(r'(?<![\w/*])(?<![^"]")([\w./-]+\.md)(?:, "([^"]+)")?', path.read_text()):
             assert (TOP / document).exists(), (path, document)
             assert not heading or re.search(rf"^## {heading}$", (TOP / document).read_text(), re.MULTILINE), heading
 

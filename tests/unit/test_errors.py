@@ -1,4 +1,4 @@
-"""One tree of errors, with the texts that clients of the original compare (semantics.md §3)."""
+"""One tree of errors, with the texts that clients of the original compare (docs/design.md, "Operations")."""
 
 from __future__ import annotations
 

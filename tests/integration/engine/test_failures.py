@@ -1,4 +1,4 @@
-"""Steps that fail: what becomes of the process, and what the caller is told (semantics: "Failures")."""
+"""Steps that fail: what becomes of the process, and what the caller is told (docs/design.md, "Failures")."""
 
 from __future__ import annotations
 

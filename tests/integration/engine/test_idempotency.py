@@ -1,4 +1,4 @@
-"""One key, one effect, one answer (semantics: "Idempotency")."""
+"""One key, one effect, one answer (docs/design.md, "Operations")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports of ready processes (semantics: "Operations", put)."""
+"""Imports of ready processes (docs/design.md, "Operations", put)."""
 
 from __future__ import annotations
 

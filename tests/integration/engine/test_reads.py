@@ -35,7 +35,7 @@ BOUNDS = [None, 0, 1, 2, 4, 5, 6, 100, 2**63 - 1]
 
 
 def expected(wanted: Range) -> Sequence[int]:
-    """The ids of a range: semantics.md, "Things"."""
+    """The ids of a range: docs/design.md, "Things"."""
     ids = range(1, LAST + 1)
     if wanted.direction == "forward":
         found = [n for n in ids if wanted.offset is None or n > wanted.offset]

@@ -1,4 +1,4 @@
-"""Removal: by an action, by a timer, by request; nothing is left (semantics: "Operations", remove)."""
+"""Removal: by an action, by a timer, by request; nothing is left (docs/design.md, "Operations", remove)."""
 
 from __future__ import annotations
 

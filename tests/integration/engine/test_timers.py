@@ -1,4 +1,4 @@
-"""Timers: they fire once, not early, and calls come first (semantics: "A step")."""
+"""Timers: they fire once, not early, and calls come first (docs/design.md, "A step")."""
 
 from __future__ import annotations
 

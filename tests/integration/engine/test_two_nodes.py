@@ -1,4 +1,4 @@
-"""Two nodes on one database: whoever is asked, one of them does it, once (semantics: "Time, scanning, recovery").
+"""Two nodes on one database: whoever is asked, one of them does it, once (docs/design.md, "Time, scanning, recovery").
 
 Nobody looks into the database by himself here: the intervals of all scans are longer than the tests. What works,
 works because nodes tell each other.

@@ -1,4 +1,4 @@
-"""semantics.md §1 "Range", and the memory that histories may take."""
+"""Ranges (docs/design.md, "Things"), and the memory that histories may take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def events(length: int, after: int = 0) -> list[Event]:
 
 
 def model(length: int, range: Range) -> list[Event]:
-    """semantics.md §1, word by word."""
+    """docs/design.md, "Things", word by word."""
     offset, found = range.offset, events(length)
     if range.direction == "backward":
         found = [e for e in reversed(found) if offset is None or ident(e) < offset]

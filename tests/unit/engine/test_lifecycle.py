@@ -1,4 +1,4 @@
-"""The tables of semantics.md §4 "A step", and the rule of §5 for zombies."""
+"""What a step, a failure or a zombie means for its process, as tables (docs/design.md, "A step")."""
 
 from __future__ import annotations
 

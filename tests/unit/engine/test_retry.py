@@ -1,4 +1,4 @@
-"""semantics.md §4 "Retry policy"."""
+"""The retry policy (docs/design.md, "Failures")."""
 
 from __future__ import annotations
 
