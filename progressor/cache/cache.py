@@ -1,7 +1,8 @@
 """Which processes are in memory, and how a reading of the database becomes one that stays true.
 
-A hit takes no lock and waits for nobody: it finds an entry in a dictionary and slices it. Everything else (what the
-stream brings, readings that come in, what is given up) is short and under one lock.
+A hit takes no lock and waits for nobody: it finds an entry in a dictionary and slices it. Only the first after a change
+works out what the change made of the process. That and everything else (what the stream brings, readings that come in,
+what is given up) is short and under one lock.
 
 Invariants, for each process, as long as the stream lasts (docs/adr/0009-cache.md has the argument):
 
@@ -14,26 +15,27 @@ Invariants, for each process, as long as the stream lasts (docs/adr/0009-cache.m
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 from itertools import chain
 from threading import Event as Flag
 from threading import Lock
 from time import monotonic
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
-from progressor.cache.entry import Change, Entry
+from progressor.cache.entry import Entry, Streamed
 from progressor.cache.snapshot import Mark, Snapshot
 from progressor.engine.ports import Reading
 from progressor.errors import RequestTimeout
 from progressor.model import Process, Range
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
 STREAM_PATIENCE = 0.05
 """Seconds to wait for the stream to bring what a reader wants; it lags a few milliseconds behind."""
 VISIBLE_PAUSE = 0.005
@@ -102,8 +104,8 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class _Streamed:
-    """A transaction of the stream, and the processes that it changed; None: it may be any."""
+class _Recent:
+    """A transaction that was streamed, and the processes that it changed; None: it may be any."""
 
     mark: Mark
     processes: AbstractSet[str] | None
@@ -124,7 +126,7 @@ class _Fill:
     """Whether `changes` are all that was streamed since, and nothing newer was answered."""
     barrier: Snapshot | None
     """Transactions that run in it may never be streamed."""
-    changes: list[tuple[Mark, Change]] = field(default_factory=list)
+    changes: list[tuple[Mark, Streamed]] = field(default_factory=list)
 
 
 class Cache:
@@ -138,7 +140,7 @@ class Cache:
         self._entries: dict[str, Entry] = {}
         self._fills: dict[str, list[_Fill]] = {}
         self._waiting: dict[str, list[Flag]] = {}
-        self._recent: list[_Streamed] = []
+        self._recent: list[_Recent] = []
         self._barrier: Snapshot | None = None
         self._connected = False
         self._evicted: OrderedDict[str, None] = OrderedDict()
@@ -152,6 +154,8 @@ class Cache:
     def look(self, process_id: str, range: Range, least: int) -> Process | None:
         """The process from memory; waits a moment for event `least`. None: a miss, `read` it."""
         entry = self._entries.get(process_id)
+        if entry is not None and entry.pending:
+            entry = self._current(process_id)
         if entry is None:
             self._misses[self._reason(process_id)] += 1
             return None
@@ -195,19 +199,19 @@ class Cache:
             self._connected = False
             self._clear()
 
-    def apply(self, mark: Mark, rows: Mapping[str, T], change: Callable[[T], Change]) -> None:
-        """What a transaction did, by process; `change` is asked about those that somebody wants to know of."""
+    def apply(self, mark: Mark, changes: Mapping[str, Streamed]) -> None:
+        """What a transaction did, by process."""
         with self._lock:
-            self._recent.append(_Streamed(mark, frozenset(rows)))
-            wanted = (rows.keys() & self._entries.keys()) | (rows.keys() & self._fills.keys())
+            self._recent.append(_Recent(mark, frozenset(changes)))
+            wanted = (changes.keys() & self._entries.keys()) | (changes.keys() & self._fills.keys())
         for process_id in wanted:
             with self._lock:
-                self._apply(process_id, mark, partial(change, rows[process_id]))
+                self._apply(process_id, mark, changes[process_id])
 
     def empty(self, mark: Mark) -> None:
         """A transaction changed more than can be told."""
         with self._lock:
-            self._recent.append(_Streamed(mark, None))
+            self._recent.append(_Recent(mark, None))
             self._clear()
 
     def confirm(self, seen: Snapshot) -> None:
@@ -267,17 +271,19 @@ class Cache:
         read = Entry.read(process, seen, monotonic()) if process is not None and fill.whole else None
         with self._lock:
             known = self._entries.get(process_id)
-            if known is not None and known.base.is_newer(seen):
-                return known.process(range)
+            if known is not None and known.base.is_newer(seen) and (current := self._fold(process_id)) is not None:
+                return current.process(range)
             if process is not None and fill.whole and read is None:
                 self._unfit[process_id] = monotonic() + UNFIT_TIME
                 raise _Again
-            newest = read if fill.may_stay and _is_followed(seen, fill.barrier) else None
-            for mark, change in fill.changes:
-                if newest is not None and not seen.contains(mark):
-                    newest = newest.after(change)
+            missed = [streamed for mark, streamed in fill.changes if not seen.contains(mark)]
+            may_stay = fill.may_stay and _is_followed(seen, fill.barrier) and not any(s.ends for s in missed)
+            newest = read if may_stay else None
+            if newest is not None:
+                for streamed in missed:
+                    newest.add(streamed, streamed.size)
             self._keep(process_id, newest)
-        answer = newest or read
+            answer = self._fold(process_id) or read
         return process if answer is None else answer.process(range)
 
     def _leave(self, process_id: str, fill: _Fill) -> None:
@@ -289,27 +295,42 @@ class Cache:
 
     # What is in memory
 
-    def _apply(self, process_id: str, mark: Mark, change: Callable[[], Change]) -> None:
-        entry, fills = self._entries.get(process_id), self._fills.get(process_id, ())
+    def _apply(self, process_id: str, mark: Mark, streamed: Streamed) -> None:
+        for fill in self._fills.get(process_id, ()):
+            fill.changes.append((mark, streamed))
+        entry = self._entries.get(process_id)
         if entry is not None and not entry.is_worth_following:
             self.evict(process_id)
-            entry = None
-        if entry is None and not fills:
-            return
-        made = change()
-        for fill in fills:
-            fill.changes.append((mark, made))
-        if entry is not None and not entry.base.contains(mark):
-            self._keep(process_id, entry.after(made))
+        elif entry is not None and not entry.base.contains(mark):
+            size = streamed.size
+            if streamed.ends or not self._fits(process_id, entry.size + size):
+                self._drop(process_id)
+            else:
+                entry.add(streamed, size)
+                self._memory.grow(size)
         for flag in self._waiting.get(process_id, ()):
             flag.set()
 
+    def _current(self, process_id: str) -> Entry | None:
+        with self._lock:
+            return self._fold(process_id)
+
+    def _fold(self, process_id: str) -> Entry | None:
+        """What is in memory, with all that was streamed."""
+        entry = self._entries.get(process_id)
+        if entry is None or not entry.pending:
+            return entry
+        try:
+            following = entry.after(streamed.change() for streamed in entry.pending)
+        except Exception:
+            logger.exception('what was streamed of process "%s" cannot be read: the database is asked', process_id)
+            following = None
+        self._keep(process_id, following)
+        return following
+
     def _keep(self, process_id: str, entry: Entry | None) -> None:
         """In place of what was there, if it is not too large."""
-        if entry is not None and entry.size > self._memory.max_bytes:
-            self._unfit[process_id] = monotonic() + UNFIT_TIME
-            entry = None
-        if entry is None:
+        if entry is None or not self._fits(process_id, entry.size):
             self._drop(process_id)
             return
         before = self._entries.get(process_id)
@@ -319,6 +340,12 @@ class Cache:
             self._memory.add(self, process_id, entry.used, entry.size)
         else:
             self._memory.grow(entry.size - before.size)
+
+    def _fits(self, process_id: str, size: int) -> bool:
+        fits = size <= self._memory.max_bytes
+        if not fits:
+            self._unfit[process_id] = monotonic() + UNFIT_TIME
+        return fits
 
     def _drop(self, process_id: str) -> bool:
         """Nothing is in memory. A reading under way may be older than what was there, or than what was answered
@@ -350,7 +377,7 @@ class Cache:
     def _await(self, process_id: str, least: int) -> Entry | None:
         """The process with event `least`; None when it does not come."""
         deadline = monotonic() + STREAM_PATIENCE
-        while (entry := self._entries.get(process_id)) is not None and entry.last_event_id < least:
+        while (entry := self._current(process_id)) is not None and entry.last_event_id < least:
             if not self._changes(process_id, entry, deadline - monotonic()):
                 return None
         return entry
@@ -359,7 +386,7 @@ class Cache:
         """Whether it becomes another one in this time."""
         flag = Flag()
         with self._lock:
-            if self._entries.get(process_id) is not entry:
+            if self._entries.get(process_id) is not entry or entry.pending:
                 return True
             self._waiting.setdefault(process_id, []).append(flag)
         changed = flag.wait(max(0.0, seconds))

@@ -1,14 +1,15 @@
-"""A process in memory: one committed state of it, with its whole history.
+"""A process in memory: one committed state of it, with its whole history, and what was streamed since.
 
-Readers take an entry without a lock, so an entry never changes; the next state is another entry, which shares the list
-of events and counts more of them. A new event costs the same at event 50,000 as at event 5.
+Readers take an entry without a lock, so the state of an entry never changes; the next one is another entry, which
+shares the list of events and counts more of them. A new event costs the same at event 50,000 as at event 5. What is
+streamed is kept as it came until somebody reads the process: few of its states are ever looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from progressor.cache.snapshot import Snapshot
 from progressor.engine.history import History, bounds
@@ -32,14 +33,27 @@ class Change:
     appended: list[Event] = field(default_factory=list)
     replaced: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Fields of events that were changed in place, by their ids."""
-    ends: bool = False
-    """The process is removed, made anew, or changed in a way that cannot be followed."""
+
+
+class Streamed(Protocol):
+    """What one transaction did to one process, as it came."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether the process is removed, made anew, or changed in a way that cannot be followed."""
+
+    def change(self) -> Change:
+        """Of what does not end it."""
 
 
 class Entry:
-    """Frozen, but for `used`: when it was looked at last, written without a lock."""
+    """Frozen, but for `used` (when it was looked at last, written without a lock), and `pending` with the `size`."""
 
-    __slots__ = ("_count", "_history", "_process", "_unread", "_used_before", "_weight", "base", "size", "used")
+    __slots__ = ("_count", "_history", "_process", "_weight", "base", "pending", "size", "used")
 
     def __init__(
         self, process: Process, weight: int, history: History, count: int, base: Snapshot, used: float
@@ -50,8 +64,9 @@ class Entry:
         self._count = count
         self.base = base
         """The reading that this began with: transactions in it are not applied again."""
-        self.used = self._used_before = used
-        self._unread = 0
+        self.used = used
+        self.pending: list[Streamed] = []
+        """What came after this state, in the order of the WAL."""
         self.size = OVERHEAD + weight + history.size
 
     @classmethod
@@ -69,7 +84,11 @@ class Entry:
     @property
     def is_worth_following(self) -> bool:
         """Whether somebody has read it lately, counted in changes."""
-        return self._unread <= UNREAD + self._count // 10
+        return len(self.pending) <= UNREAD + self._count // 10
+
+    def add(self, streamed: Streamed, size: int) -> None:
+        self.pending.append(streamed)
+        self.size += size
 
     def process(self, range: Range) -> Process:
         """What a reading of this range would have answered."""
@@ -89,26 +108,22 @@ class Entry:
             found.corrupted_by,
         )
 
-    def after(self, change: Change) -> Entry | None:
-        """The next state; None when there is none that is known. Asked once of each entry, in the order of the WAL."""
-        appended = sorted(change.appended, key=_event_id) if len(change.appended) > 1 else change.appended
-        last = self._count
-        for event in appended:
-            last += 1
-            if event.event_id != last:
-                return None
-        if change.ends:
-            return None
-        history, process, weight = self._history, self._process, self._weight
-        history.extend(appended)
-        if change.replaced:
-            history = _changed(history, change.replaced)
-        if change.columns:
-            process = replace(process, **change.columns)
-            weight = _weight(process)
-        following = Entry(process, weight, history, last, self.base, self.used)
-        following._unread = self._unread + 1 if self.used == self._used_before else 1
-        return following
+    def after(self, changes: Iterable[Change]) -> Entry | None:
+        """The state behind these; None when it is not known. Asked once of each entry."""
+        history, process, weight, last = self._history, self._process, self._weight, self._count
+        for change in changes:
+            appended = sorted(change.appended, key=_event_id) if len(change.appended) > 1 else change.appended
+            for event in appended:
+                last += 1
+                if event.event_id != last:
+                    return None
+            history.extend(appended)
+            if change.replaced:
+                history = _changed(history, change.replaced)
+            if change.columns:
+                process = replace(process, **change.columns)
+                weight = _weight(process)
+        return Entry(process, weight, history, last, self.base, self.used)
 
     def _events(self, range: Range) -> Sequence[Event]:
         start, stop = bounds(range, self._count)

@@ -18,12 +18,10 @@ import psycopg
 
 from progressor.cache import prerequisites, publication, session
 from progressor.cache.feed import Feed
-from progressor.cache.pgoutput import Begin, Commit, Message
 from progressor.cache.publication import CacheUnavailable
 from progressor.cache.session import Connection
-from progressor.cache.snapshot import Mark
 from progressor.cache.stream import LOOK, Stream, StreamLost
-from progressor.cache.transaction import Transaction, change
+from progressor.cache.transaction import Transaction
 from progressor.otp import Actor, Timer, TimerHandle
 
 logger = logging.getLogger(__name__)
@@ -54,7 +52,6 @@ class Replication(Actor):
         self._timer = timer
         self._stream: Stream | None = None
         self._slot = ""
-        self._transaction = Transaction(Mark(0, 0))
         self._later: TimerHandle | None = None
 
     def init(self) -> None:
@@ -112,31 +109,21 @@ class Replication(Actor):
     def _receive(self) -> None:
         if self._stream is None:
             return
-        for message in self._stream.receive(LOOK):
-            self._follow(message)
+        for transaction in self._stream.receive(LOOK):
+            self._apply(transaction)
+            self._feed.position = transaction.end
+            committed = _EPOCH + timedelta(microseconds=transaction.at)
+            self._feed.delay = max(0.0, (datetime.now(UTC) - committed).total_seconds())
         self._feed.position = self._stream.position
         if self._feed.broken is not None:
             raise StreamLost(self._feed.broken)
-
-    def _follow(self, message: Message) -> None:
-        match message:
-            case Begin():
-                self._transaction = Transaction(Mark(message.lsn, message.xid))
-            case Commit():
-                self._apply(self._transaction)
-                self._feed.position = message.end_lsn
-                committed = _EPOCH + timedelta(microseconds=message.at)
-                self._feed.delay = max(0.0, (datetime.now(UTC) - committed).total_seconds())
-                self._transaction = Transaction(Mark(0, 0))
-            case _:
-                self._transaction.add(message)
 
     def _apply(self, transaction: Transaction) -> None:
         caches = self._feed.caches
         for ns in transaction.emptied & caches.keys():
             caches[ns].empty(transaction.mark)
         for ns in transaction.changes.keys() & caches.keys():
-            caches[ns].apply(transaction.mark, transaction.changes[ns], change)
+            caches[ns].apply(transaction.mark, transaction.changes[ns])
 
     def _lost(self, problem: str) -> None:
         if self.ref.stop_reason is not None:

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import pq
 from psycopg.rows import TupleRow
 
-from progressor.cache.pgoutput import Begin, Commit, Decoder, Message
+from progressor.cache.transaction import Decoder, Transaction
 
 LOOK = 0.2
 """Seconds: how long a look lasts at most, and so how long a stop may take."""
@@ -60,7 +60,7 @@ class Stream:
         self._decoder = Decoder()
         self._heard = self._reported_at = monotonic()
         self._reported = 0
-        self._asked = self._in_transaction = False
+        self._asked = self._flows = False
         self.position = 0
         """Up to here everything was received and handled."""
         try:
@@ -69,26 +69,16 @@ class Stream:
             self.close()
             raise
 
-    def receive(self, seconds: float) -> Iterator[Message]:
-        """What comes within this time. What was yielded counts as handled when the next one is asked for."""
+    def receive(self, seconds: float) -> Iterator[Transaction]:
+        """What is committed within this time. A transaction counts as handled when the next one is asked for."""
         until = monotonic() + seconds
-        flows = False
         while (left := until - monotonic()) > 0 and not self._is_over():
-            if flows:
+            if self._flows:
                 sleep(PAUSE)
                 self._link.consume_input()
             else:
                 self._wait(left)
-            flows = False
-            for data in self._received():
-                flows = True
-                if data[0] == _KEEPALIVE:
-                    self._note(data)
-                elif data[0] == _WAL_DATA and (message := self._decoder.decode(data, _WAL_DATA_HEADER)) is not None:
-                    yield message
-                    self._follow(message)
-            if flows:
-                self._heard, self._asked = monotonic(), False
+            yield from self._received()
             self._keep_alive()
 
     def close(self) -> None:
@@ -129,28 +119,29 @@ class Stream:
         if self._poll.poll(seconds * 1000):
             self._link.consume_input()
 
-    def _received(self) -> Iterator[bytes]:
+    def _received(self) -> Iterator[Transaction]:
+        self._flows = False
         while True:
-            size, data = self._link.get_copy_data(1)
+            size, view = self._link.get_copy_data(1)
             if size == 0:
-                return
+                break
             if size < 0:
                 self._link.get_result()
                 raise StreamLost(self._link.get_error_message() or StreamLost.__doc__)
-            yield bytes(data)
-
-    def _follow(self, message: Message) -> None:
-        match message:
-            case Begin():
-                self._in_transaction = True
-            case Commit():
-                self._in_transaction = False
-                self.position = max(self.position, message.end_lsn)
+            self._flows = True
+            data = bytes(view)
+            if data[0] == _KEEPALIVE:
+                self._note(data)
+            elif data[0] == _WAL_DATA and (transaction := self._decoder.add(data[_WAL_DATA_HEADER:])) is not None:
+                yield transaction
+                self.position = max(self.position, transaction.end)
+        if self._flows:
+            self._heard, self._asked = monotonic(), False
 
     def _note(self, data: bytes) -> None:
         """The server has nothing more for us up to there."""
         end, _, wants_reply = _KEEPALIVE_BODY(data, 1)
-        if not self._in_transaction:
+        if not self._decoder.in_transaction:
             self.position = max(self.position, end)
         if wants_reply:
             self._report(monotonic())

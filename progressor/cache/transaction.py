@@ -9,34 +9,36 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from psycopg.adapt import Transformer
 from psycopg.pq import Format
 
+from progressor.cache import pgoutput
 from progressor.cache.entry import Change
 from progressor.cache.pgoutput import (
+    BEGIN,
     BINARY,
+    COMMIT,
+    DELETE,
+    FIRST,
+    INSERT,
+    RELATION,
+    ROWS,
     TEXT,
+    TRUNCATE,
     UNCHANGED,
-    Column,
-    Delete,
-    Insert,
-    Message,
-    Relation,
-    Row,
-    Truncate,
-    Update,
+    UPDATE,
 )
 from progressor.cache.snapshot import Mark
 from progressor.model import Event
 
 LARGEST = 64 * 1024 * 1024
 """Bytes of rows, roughly, that a transaction may hold in memory."""
-ROW_OVERHEAD = 400
+ROW_OVERHEAD = 300
+"""Bytes that a row takes in memory beyond what was sent; a rough figure."""
 
 PROCESSES: Final = "processes"
 EVENTS: Final = "events"
@@ -49,91 +51,9 @@ _KEYS: Final = {PROCESSES: ["process_id"], EVENTS: ["process_id", "event_id"]}
 _TEXTS = frozenset({"status", "previous_status", "detail"})
 """The same characters in both formats, enums too, whose oids differ from database to database."""
 _EMPTY_JSON = b"\x01{}"
-_Change: TypeAlias = Insert | Update | Delete
-Rows: TypeAlias = list[_Change]
-"""Of one process, as they came."""
 
 
-@dataclass(slots=True)
-class Transaction:
-    """What was streamed of it so far; complete at its commit."""
-
-    mark: Mark
-    changes: defaultdict[str, defaultdict[str, Rows]] = field(default_factory=lambda: defaultdict(_by_process))
-    """By namespace and process."""
-    emptied: set[str] = field(default_factory=set)
-    """Namespaces of which anything may have changed; these are not in `changes`."""
-    size: int = 0
-
-    def add(self, message: Message) -> None:
-        match message:
-            case Insert():
-                self._add(message, message.new)
-            case Update():
-                self._add(message, message.new)
-                if message.old is not None and not _is_same(message, _KEYS[PROCESSES]):
-                    self._add(message, message.old)
-            case Delete():
-                self._add(message, message.old)
-            case Truncate():
-                self._empty({table.ns for table in map(_table, message.relations) if table.part in _FIELDS})
-
-    def _add(self, message: _Change, row: Row) -> None:
-        table = _table(message.relation)
-        if table.part not in _FIELDS or table.ns in self.emptied:
-            return
-        self.changes[table.ns][row.value(table.process_id).decode()].append(message)
-        self.size += ROW_OVERHEAD + len(row)
-        if self.size > LARGEST:
-            self._empty(set(self.changes))
-            self.size = 0
-
-    def _empty(self, namespaces: AbstractSet[str]) -> None:
-        self.emptied |= namespaces
-        for ns in namespaces:
-            self.changes.pop(ns, None)
-
-
-def _by_process() -> defaultdict[str, Rows]:
-    return defaultdict(list)
-
-
-def change(messages: Rows) -> Change:
-    """What these rows of one process make of it."""
-    made = Change()
-    for message in messages:
-        table = _table(message.relation)
-        is_event = table.part == EVENTS
-        match message:
-            case Insert() if is_event:
-                made.appended.append(Event(**_fields(table, message.new)))
-            case Update() if message.old is None or _is_same(message, _KEYS[table.part]):
-                fields = _fields(table, message.new)
-                if is_event:
-                    made.replaced.setdefault(fields["event_id"], {}).update(fields)
-                else:
-                    made.columns.update(fields)
-            case _:  # a process that is new or gone, events that are gone, another key
-                made.ends = True
-    return made
-
-
-def _is_same(update: Update, key: Sequence[str]) -> bool:
-    """Whether it leaves these columns as they were; `old` has them."""
-    old, new, places = update.old, update.new, update.relation.places
-    return old is not None and all(old.value(places[name]) == new.value(places[name]) for name in key)
-
-
-def _fields(table: _Table, row: Row) -> dict[str, Any]:
-    """The columns that were sent, as Python's values."""
-    return {
-        field.name: field.null() if value is None else field.load[kind](value)
-        for field, (kind, value) in zip(table.fields, row.columns(), strict=True)
-        if field is not None and kind != UNCHANGED
-    }
-
-
-class _Field(NamedTuple):
+class Field(NamedTuple):
     """A column that is wanted, and how to make a value of what was sent of it."""
 
     name: str
@@ -142,31 +62,162 @@ class _Field(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Table:
+class Table:
     """What a relation is to a cache."""
 
     ns: str
     part: str
+    places: Mapping[str, int]
     process_id: int
     """The place of this column."""
-    fields: Sequence[_Field | None]
+    fields: Sequence[Field | None]
     """Of each column."""
 
 
-@lru_cache(64)
-def _table(relation: Relation) -> _Table:
+class Rows(list[tuple[Table, bytes]]):
+    """Of one process, as they came. See `entry.Streamed`."""
+
+    __slots__ = ()
+
+    @property
+    def size(self) -> int:
+        return ROW_OVERHEAD * len(self) + sum(len(message) for _, message in self)
+
+    @property
+    def ends(self) -> bool:
+        return any(_ends(table, message) for table, message in self)
+
+    def change(self) -> Change:
+        made = Change()
+        for table, message in self:
+            if message[0] == INSERT:
+                made.appended.append(Event(**_fields(table, message, FIRST)))
+                continue
+            fields = _fields(table, message, pgoutput.second(message) or FIRST)
+            if table.part == EVENTS:
+                made.replaced.setdefault(fields["event_id"], {}).update(fields)
+            else:
+                made.columns.update(fields)
+        return made
+
+
+@dataclass(slots=True, eq=False)
+class Transaction:
+    """What was committed."""
+
+    mark: Mark
+    at: int
+    """Microseconds since 2000, by the server's clock."""
+    end: int = 0
+    """Where the WAL goes on behind it."""
+    changes: defaultdict[str, defaultdict[str, Rows]] = field(default_factory=lambda: defaultdict(_by_process))
+    """By namespace and process."""
+    emptied: set[str] = field(default_factory=set)
+    """Namespaces of which anything may have changed; these are not in `changes`."""
+
+
+class Decoder:
+    """Of one stream. Rows are sorted when their transaction ends: many at once cost less than each when it comes, as
+    other threads want to run meanwhile."""
+
+    def __init__(self) -> None:
+        self._tables: dict[bytes, Table | None] = {}
+        """What the server has described so far, by its oid; None: nothing to a cache."""
+        self._transaction: Transaction | None = None
+        self._messages: list[bytes] = []
+        self._size = 0
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._transaction is not None
+
+    def add(self, message: bytes) -> Transaction | None:
+        """The transaction that this message of pgoutput completes."""
+        kind = message[0]
+        if kind == BEGIN:
+            lsn, at, xid = pgoutput.begin(message)
+            self._transaction = Transaction(Mark(lsn, xid), at)
+        elif self._transaction is not None and kind != COMMIT:
+            self._messages.append(message)
+            self._size += ROW_OVERHEAD + len(message)
+            if self._size > LARGEST:
+                self._sort(self._transaction)
+                self._transaction.emptied.update(self._transaction.changes)
+                self._transaction.changes.clear()
+        elif self._transaction is not None:
+            transaction, self._transaction = self._transaction, None
+            transaction.end = pgoutput.commit(message).end_lsn
+            self._sort(transaction)
+            for ns in transaction.emptied:
+                transaction.changes.pop(ns, None)
+            return transaction
+        return None
+
+    def _sort(self, transaction: Transaction) -> None:
+        for message in self._messages:
+            kind = message[0]
+            if kind in ROWS:
+                table = self._tables[pgoutput.oid(message)]
+                if table is not None:
+                    _sort(transaction.changes[table.ns], table, message)
+            elif kind == RELATION:
+                self._tables[pgoutput.oid(message)] = _table(pgoutput.relation(message))
+            elif kind == TRUNCATE:
+                tables = map(self._tables.__getitem__, pgoutput.truncated(message))
+                transaction.emptied.update(table.ns for table in tables if table is not None)
+        self._messages.clear()
+        self._size = 0
+
+
+def _sort(rows: defaultdict[str, Rows], table: Table, message: bytes) -> None:
+    process_id = pgoutput.value(message, FIRST, table.process_id)
+    rows[process_id.decode()].append((table, message))
+    if message[0] == UPDATE and (new := pgoutput.second(message)) is not None:
+        renamed = pgoutput.value(message, new, table.process_id)
+        if renamed != process_id:
+            rows[renamed.decode()].append((table, message))
+
+
+def _by_process() -> defaultdict[str, Rows]:
+    return defaultdict(Rows)
+
+
+def _ends(table: Table, message: bytes) -> bool:
+    """Whether the row makes a process that is new or gone, events that are gone, or another key."""
+    if message[0] == INSERT:
+        return table.part == PROCESSES
+    if message[0] == DELETE:
+        return True
+    new = pgoutput.second(message)  # an old row is sent when the key is another one, or when it always is
+    places = [table.places[name] for name in _KEYS[table.part]]
+    return new is not None and any(
+        pgoutput.value(message, FIRST, place) != pgoutput.value(message, new, place) for place in places
+    )
+
+
+def _fields(table: Table, message: bytes, at: int) -> dict[str, Any]:
+    """The columns that were sent, as Python's values."""
+    return {
+        field.name: field.null() if value is None else field.load[kind](value)
+        for field, (kind, value) in zip(table.fields, pgoutput.columns(message, at), strict=True)
+        if field is not None and kind != UNCHANGED
+    }
+
+
+def _table(relation: pgoutput.Relation) -> Table | None:
     ns, _, part = relation.name.rpartition("_")
-    wanted = _FIELDS.get(part, frozenset())
-    fields = [_field(part, column) if column.name in wanted else None for column in relation.columns]
-    return _Table(ns, part, relation.places.get("process_id", 0), fields)
+    if part not in _FIELDS or "process_id" not in relation.places:
+        return None
+    fields = [_field(part, column) if column.name in _FIELDS[part] else None for column in relation.columns]
+    return Table(ns, part, relation.places, relation.places["process_id"], fields)
 
 
-def _field(part: str, column: Column) -> _Field:
+def _field(part: str, column: pgoutput.Column) -> Field:
     null = dict if (part, column.name) == (EVENTS, "metadata") else _none  # as the storage reads it
-    return _Field(column.name, _loads(column), null)
+    return Field(column.name, _loads(column), null)
 
 
-def _loads(column: Column) -> Mapping[int, Callable[[bytes], Any]]:
+def _loads(column: pgoutput.Column) -> Mapping[int, Callable[[bytes], Any]]:
     if column.name in _TEXTS:
         return {TEXT: bytes.decode, BINARY: bytes.decode}
     find = Transformer().get_loader

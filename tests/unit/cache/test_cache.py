@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from threading import Event as Flag
 from threading import Thread
@@ -17,6 +18,7 @@ from progressor.engine.history import EVENT_OVERHEAD, HISTORY_OVERHEAD
 from progressor.engine.ports import Reading
 from progressor.errors import RequestTimeout
 from progressor.model import Event, Process, Range, now
+from tests.unit.cache.told import Told
 
 EVERYTHING = Range()
 EMPTY = OVERHEAD + HISTORY_OVERHEAD
@@ -60,8 +62,8 @@ def get(cache: Cache, process_id: str) -> Process | None:
     return cache.read(process_id, EVERYTHING, 1.0) if found is None else found
 
 
-def streamed(cache: Cache, process_id: str, change: Change, lsn: int = 2000) -> None:
-    cache.apply(Mark(lsn, 200), {process_id: change}, lambda change: change)
+def streamed(cache: Cache, process_id: str, change: Change, size: int = 0) -> None:
+    cache.apply(Mark(2000, 200), {process_id: Told(change, size)})
 
 
 def test_the_least_recently_used_leave_when_room_is_needed(source: Source) -> None:
@@ -83,9 +85,21 @@ def test_room_is_needed_when_processes_grow(source: Source) -> None:
         source.put(name)
         get(cache, name)
     get(cache, "c")
+    streamed(cache, "c", Change(appended=[Event(bytes(EMPTY - EVENT_OVERHEAD), event_id=1)]), size=EMPTY)
+    assert (cache.figures().entries, memory.bytes) == (2, 3 * EMPTY)
+    assert cache.look("c", EVERYTHING, 1) is not None
+    assert (cache.figures().entries, memory.bytes) == (2, 3 * EMPTY)
+
+
+def test_room_is_needed_when_a_reader_wants_to_know_what_was_streamed(source: Source) -> None:
+    cache, memory = connected(source, 3 * EMPTY)
+    for name in "abc":
+        source.put(name)
+        get(cache, name)
     streamed(cache, "c", Change(appended=[Event(bytes(EMPTY - EVENT_OVERHEAD), event_id=1)]))
-    assert cache.figures().entries == 2
-    assert memory.bytes == 3 * EMPTY
+    assert cache.figures().entries == 3
+    assert cache.look("c", EVERYTHING, 1) is not None
+    assert (cache.figures().entries, memory.bytes) == (2, 3 * EMPTY)
 
 
 def test_two_namespaces_share_the_memory(source: Source) -> None:
@@ -115,9 +129,61 @@ def test_a_process_that_grows_beyond_the_memory_leaves_it(source: Source) -> Non
     cache, memory = connected(source, 2 * EMPTY)
     source.put("p")
     get(cache, "p")
-    streamed(cache, "p", Change(columns={"aux_state": bytes(2 * EMPTY)}))
+    streamed(cache, "p", Change(columns={"aux_state": bytes(2 * EMPTY)}), size=2 * EMPTY)
     assert cache.look("p", EVERYTHING, 0) is None
     assert (cache.figures().misses[Miss.TOO_LARGE], memory.bytes) == (1, 0)
+
+
+def test_a_process_that_turns_out_to_be_larger_than_the_memory_leaves_it(source: Source) -> None:
+    cache, memory = connected(source, 2 * EMPTY)
+    source.put("p")
+    get(cache, "p")
+    large = bytes(2 * EMPTY)
+    streamed(cache, "p", Change(columns={"aux_state": large}))
+    found = cache.look("p", EVERYTHING, 0)
+    assert found is not None
+    assert found.aux_state == large
+    assert cache.look("p", EVERYTHING, 0) is None
+    assert (cache.figures().misses[Miss.TOO_LARGE], memory.bytes) == (1, 0)
+
+
+def test_what_is_streamed_is_looked_into_when_somebody_reads_the_process(source: Source) -> None:
+    class Counted(Told):
+        def change(self) -> Change:
+            looks.append(self.told)
+            return super().change()
+
+    looks: list[Change] = []
+    cache, _ = connected(source)
+    source.put("p")
+    get(cache, "p")
+    changes = [Change(appended=[Event(b"", event_id=n)]) for n in (1, 2, 3)]
+    for change in changes:
+        cache.apply(Mark(2000, 200), {"p": Counted(change)})
+    assert looks == []
+    for _ in range(2):
+        found = cache.look("p", EVERYTHING, 0)
+        assert found is not None
+        assert [event.event_id for event in found.history] == [1, 2, 3]
+    assert looks == changes
+
+
+def test_what_cannot_be_read_of_the_stream_is_read_from_the_database(
+    source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Rubbish(Told):
+        def change(self) -> Change:
+            raise ValueError("year 10000")
+
+    cache, memory = connected(source)
+    source.put("p")
+    get(cache, "p")
+    cache.apply(Mark(2000, 200), {"p": Rubbish(Change())})
+    assert cache.look("p", EVERYTHING, 0) is None
+    assert memory.bytes == 0
+    assert 'process "p"' in caplog.text
+    source.snapshot = Snapshot(201, frozenset(), 3000)
+    assert get(cache, "p") is not None
 
 
 def test_what_changes_and_changes_and_is_not_read_leaves(source: Source) -> None:
@@ -193,7 +259,11 @@ def test_a_reading_that_fails_leaves_nothing(source: Source) -> None:
     cache.connect(source.snapshot)
     with pytest.raises(ConnectionError):
         cache.read("p", EVERYTHING, 1.0)
-    cache.apply(Mark(2000, 200), {"p": None}, lambda _: pytest.fail("nobody wants to know"))
+    told = Told(Change())
+    cache.apply(Mark(2000, 200), {"p": told})
+    kept = weakref.ref(told)
+    del told
+    assert kept() is None
 
 
 def test_a_change_that_does_not_become_visible_is_a_timeout(source: Source) -> None:
@@ -295,8 +365,8 @@ def test_fifty_thousand_events(source: Source) -> None:
     size = memory.bytes
     for n in range(50_001, 50_101):
         streamed(cache, "p", Change(appended=[Event(b"", event_id=n)]))
-    assert memory.bytes - size == 100 * EVENT_OVERHEAD
     last = cache.look("p", Range(limit=1, direction="backward"), 50_100)
     assert last is not None
+    assert memory.bytes - size == 100 * EVENT_OVERHEAD
     assert last.history[0].event_id == 50_100
     assert len(source.readings) == 1

@@ -22,6 +22,7 @@ from progressor.cache.snapshot import Mark, Snapshot
 from progressor.engine.ports import Reading
 from progressor.errors import RequestTimeout
 from progressor.model import Event, Process, Range
+from tests.unit.cache.told import Told
 
 FIRST_XID = 2**32 - 5  # the numbers of the stream begin anew in the middle of a test
 State: TypeAlias = tuple[int, int, int] | None
@@ -33,7 +34,7 @@ there is no such process."""
 class World:
     states: list[State] = field(default_factory=lambda: [(0, 1, 0)])
     """After each transaction; the one before the first."""
-    changes: list[Change] = field(default_factory=list)
+    changes: list[Told] = field(default_factory=list)
     visible: int = 0
     streamed: int = 0
     others: int = 0
@@ -53,15 +54,15 @@ class World:
             return
         before = self.states[-1]
         if before is None:
-            after, change = (len(self.states), 1, 0), Change(ends=True)
+            after, change = (len(self.states), 1, 0), Told(ends=True)
         elif what == "remove":
-            after, change = None, Change(ends=True)
+            after, change = None, Told(ends=True)
         elif what == "change":
             after = before[0], before[1], before[2] + 1
-            change = Change(columns={"aux_state": state_of(after)})
+            change = Told(Change(columns={"aux_state": state_of(after)}))
         else:
             after = before[0], before[1] + 1, before[2]
-            change = Change(appended=[event(after[1])], columns={"aux_state": state_of(after)})
+            change = Told(Change(appended=[event(after[1])], columns={"aux_state": state_of(after)}))
         self.states.append(after)
         self.changes.append(change)
 
@@ -72,7 +73,7 @@ class World:
         if self.streamed < len(self.changes):
             change = self.changes[self.streamed]
             self.streamed += 1
-            self.cache.apply(self.mark(self.streamed), {"p": change}, lambda change: change)
+            self.cache.apply(self.mark(self.streamed), {"p": change})
 
     def other(self) -> None:
         self.others += 1
