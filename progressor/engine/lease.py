@@ -29,8 +29,9 @@ class LeaseStore(Protocol):
     def acquire(self, node_name: str, seconds: float) -> int:
         """A new epoch."""
 
-    def renew(self, epoch: int, seconds: float) -> bool:
-        """False when the row is gone."""
+    def renew(self, epoch: int, seconds: float) -> float | None:
+        """How many seconds the lease had left, by the database's clock; less than none when it had expired. None when
+        the row is gone."""
 
     def bury(self, epoch: int) -> Sequence[int]:
         """Declares the other nodes dead whose rows have expired; their epochs."""
@@ -149,14 +150,16 @@ class LeaseKeeper(Actor):
 
     def _renew(self) -> None:
         """A renewal that comes late breaks the row of renewals as a failed one does: what held it up (a database
-        that stalled, a machine that slept) has held up the others too, and they are not dead."""
+        that stalled, a machine that slept) has held up the others too, and they are not dead. Late by which clock does
+        not matter: that of this machine stands still while it sleeps, that of the database may be set."""
         before, started = self._lease.renewed, monotonic()
-        if not self._store.renew(self._lease.epoch, self._lease.timeout):
+        left = self._store.renew(self._lease.epoch, self._lease.timeout)
+        if left is None:
             logger.warning("epoch %d was declared dead by another node", self._lease.epoch)
             self._acquire()
             return
         self._lease.renewed = started
-        if monotonic() - before >= self._lease.timeout - self._interval:
+        if min(left, before + self._lease.timeout - monotonic()) <= self._interval:
             self._unbroken_since = self._lease.broken = monotonic()
             self._tell(Role.SCHEDULER, WakeUp())
         elif started - self._unbroken_since >= self._lease.timeout:

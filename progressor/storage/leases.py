@@ -16,7 +16,10 @@ from progressor.storage.errors import translated
 
 _ACQUIRE = """
 insert into progressor_nodes (node_name, expires_at) values (%s, clock_timestamp() + %s) returning epoch"""
-_RENEW = "update progressor_nodes set expires_at = clock_timestamp() + %s where epoch = %s returning epoch"
+_RENEW = """
+with old as (select epoch, expires_at from progressor_nodes where epoch = %s)
+update progressor_nodes n set expires_at = clock_timestamp() + %s from old where n.epoch = old.epoch
+returning extract(epoch from old.expires_at - clock_timestamp())::float8"""
 # A batch of the dead node that is being committed holds its row; it is passed over until that has ended. When the node
 # froze in the middle of sending it, that would be when it thaws: no timeout of PostgreSQL 15 looks there. So such a
 # session is ended. One's own row must be fresh: else the database has stalled since, and nobody could renew theirs.
@@ -56,8 +59,9 @@ class PostgresLeases:
         ((epoch,),) = self._run(_ACQUIRE, [node_name, timedelta(seconds=seconds)])
         return int(epoch)
 
-    def renew(self, epoch: int, seconds: float) -> bool:
-        return bool(self._run(_RENEW, [timedelta(seconds=seconds), epoch]))
+    def renew(self, epoch: int, seconds: float) -> float | None:
+        found = self._run(_RENEW, [epoch, timedelta(seconds=seconds)])
+        return float(found[0][0]) if found else None
 
     def bury(self, epoch: int) -> Sequence[int]:
         times = {"patience": timedelta(seconds=self._patience), "stuck": timedelta(seconds=SILENT_CLIENT)}

@@ -572,12 +572,14 @@ end $$;
 
 -- Takes zombies over: running tasks whose node was declared dead, that nobody has looked after for p_stale, or that this
 -- node owns without knowing of them (a_known: the tokens it works on) for p_grace. Tasks of this node that wait for a
--- worker are refreshed, so that nobody takes them. Each gets a token of a_token; there are at most as many.
+-- worker are refreshed, so that nobody takes them. Each gets a token of a_token; there are at most as many. When this node's
+-- own lease has expired, the database has stalled or its clock has been set: then how old something looks means nothing.
 create or replace function {takeover}(
   p_epoch bigint, p_stale interval, p_grace interval, a_known bigint[], a_token bigint[]
 ) returns setof progressor_outcome language plpgsql as $$
 declare
   v_now timestamptz := clock_timestamp();
+  v_ages boolean := exists (select from progressor_nodes where epoch = p_epoch and expires_at > v_now);
   v_pids text[];
 begin
   update {running} set running_time = v_now where process_id = any(array(
@@ -588,8 +590,8 @@ begin
     select r.process_id, r.task_id from {running} r
     join {processes} p on p.process_id = r.process_id
     where (r.owner is not null and not exists (select from progressor_nodes n where n.epoch = r.owner))
-      or r.running_time < v_now - p_stale
-      or (r.owner = p_epoch and r.running_time < v_now - p_grace and r.run_token <> all(a_known))
+      or (v_ages and r.running_time < v_now - p_stale)
+      or (v_ages and r.owner = p_epoch and r.running_time < v_now - p_grace and r.run_token <> all(a_known))
     limit cardinality(a_token)
     for update of p, r skip locked)
   , numbered as (

@@ -232,6 +232,20 @@ def test_a_step_that_outlived_its_deadline_is_taken_over(
     assert zombie.task.task_id == claimed.task.task_id
 
 
+def test_ages_mean_nothing_to_a_node_whose_own_lease_has_expired(
+    node: Node, other: Node, tap: Tap, storage: PostgresStorage
+) -> None:
+    """The database's clock was set forward: everything looks old at once, and nobody could renew anything yet."""
+    for owner, name in ((node, "p"), (other, "q")):
+        owner.process(name)
+        owner.start("call", name)
+        tap.age(name, 3600)
+    tap.execute("update progressor_nodes set expires_at = expires_at - interval '2 hours'")
+    assert take(storage, node) == []
+    tap.execute("update progressor_nodes set expires_at = expires_at + interval '2 hours'")
+    assert {zombie.task.process_id for zombie in take(storage, node)} == {"p", "q"}
+
+
 def test_a_task_of_its_own_that_a_node_does_not_know_is_taken_after_the_grace(
     node: Node, tap: Tap, storage: PostgresStorage
 ) -> None:
