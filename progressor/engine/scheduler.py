@@ -2,8 +2,8 @@
 
 Invariants:
 
-- Every running row that this node owns is in `_held`, from the commit that made it until the one that ends it;
-  the zombie collector frees what is missing there.
+- Every running row that this node owns is in `_held`, from the commit that made it until the one that ends it, or in
+  `_handed_back` once a stop has begun; the zombie collector frees what is missing there.
 - The ready queue is fair: what becomes ready goes behind what is ready already, a process that goes on at once too.
 - Expected tasks are hints. They are claimed when they are due; who is there first, gets them.
 """
@@ -96,6 +96,8 @@ class Scheduler(Actor):
         self._alarm: tuple[datetime, TimerHandle] | None = None
         self._wants_more = False
         self._draining = False
+        self._handed_back: set[int] = set()
+        """Tokens. Until the scanner gets round to it they are still this node's in the database."""
 
     def init(self) -> None:
         self._ready.take_all()  # what an earlier scheduler had becomes zombies
@@ -125,7 +127,7 @@ class Scheduler(Actor):
             case LeaseReplaced():
                 self._forget_all()
             case KnownTokens():
-                return tuple(self._held)
+                return (*self._held, *self._handed_back)
             case OpenTasks():
                 return self._open_tasks()
             case Load():
@@ -259,6 +261,7 @@ class Scheduler(Actor):
         if tasks:
             for task in tasks:
                 self._held.pop(task.token, None)
+                self._handed_back.add(task.token)
             self._directory.cast(Role.SCANNER, self._ns, HandBack(tasks))
 
     # Tasks to come

@@ -25,6 +25,14 @@ JITTER = 0.2
 PATIENCE = 10.0
 NEVER = 1e9
 """Seconds."""
+ROUNDS = 4
+"""In the time after which a task is stale. A round refreshes what has reached half of that time, so the next one must
+come in the other half, jitter and all."""
+
+
+def pause(scan_timeout: float, stale: float) -> float:
+    """Seconds from one round to the next, without the jitter."""
+    return min(scan_timeout, stale / ROUNDS)
 
 
 class ZombieCollector(Actor):
@@ -37,7 +45,7 @@ class ZombieCollector(Actor):
         policy: RetryPolicy,
         interrupted: Collection[TaskType],
         stale: float,
-        interval: float,
+        scan_timeout: float,
         lease: Lease,
         directory: Directory,
         tokens: Tokens,
@@ -50,7 +58,7 @@ class ZombieCollector(Actor):
         self._policy = policy
         self._interrupted = interrupted
         self._stale = stale
-        self._interval = interval
+        self._pause = pause(scan_timeout, stale)
         self._lease = lease
         self._directory = directory
         self._tokens = tokens
@@ -59,7 +67,7 @@ class ZombieCollector(Actor):
 
     def init(self) -> None:
         self._directory.enter(Role.ZOMBIE_COLLECTOR, self._ns, self.ref)
-        self._rounds = self._timer.every(self._interval, self.ref, CollectZombies(), JITTER)
+        self._rounds = self._timer.every(self._pause, self.ref, CollectZombies(), JITTER)
         self.ref.cast(CollectZombies())
 
     def terminate(self, reason: Exception) -> None:
@@ -73,11 +81,11 @@ class ZombieCollector(Actor):
                 return super().handle(message)
         return None
 
-    def _grace(self) -> float:
-        """For a task that this node owns without knowing it: the writer may just have begun it. To be asked before
-        the scheduler is."""
+    def _unheard_since(self) -> float:
+        """Since when the writer may have begun tasks of which the scheduler knows nothing. To be asked before the
+        scheduler is."""
         since = self._lease.writing_since
-        return self._lease.timeout + (0.0 if since is None else monotonic() - since)
+        return monotonic() if since is None else since
 
     def _collect(self) -> None:
         started = monotonic()
@@ -92,8 +100,9 @@ class ZombieCollector(Actor):
         scheduler = self._directory.find(Role.SCHEDULER, self._ns)
         if scheduler is None:
             return 0
-        grace, stale, epoch = self._grace(), self._stale, self._lease.epoch
+        unheard, stale, epoch = self._unheard_since(), self._stale, self._lease.epoch
         known = scheduler.call(KnownTokens(), PATIENCE)
+        grace = self._lease.timeout + monotonic() - unheard  # its answer may have come long after it was made
         tokens = [self._tokens.next() for _ in range(PAGE)]
         if monotonic() - self._lease.broken < stale:
             # The database was away: the others need time to say what they look after, and this node says it here.

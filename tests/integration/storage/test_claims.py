@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 
+from progressor.application import STALE_MARGIN
 from progressor.engine.ports import Accepted, Claim, Claimed, Completed, Hint, Lost
+from progressor.engine.zombie_collector import JITTER, pause
 from progressor.errors import LeaseLost
 from progressor.model import Answered, Intent, SetTimer, TaskType, now
 from progressor.storage.postgres import PostgresStorage
@@ -269,6 +271,21 @@ def test_known_tasks_that_wait_for_a_worker_are_refreshed(
     assert take(storage, node, known=(claimed.task.token,)) == []
     assert take(storage, other) == []
     node.finish(claimed)
+
+
+@pytest.mark.parametrize(("step_timeout", "scan_timeout"), [(5, 10), (0.1, 60), (60, 10)])
+def test_a_task_that_waits_for_a_worker_is_refreshed_before_it_is_stale(
+    node: Node, other: Node, tap: Tap, storage: PostgresStorage, step_timeout: float, scan_timeout: float
+) -> None:
+    """The worst case: a round came a moment too early for it, and the next one comes as late as it may."""
+    stale = step_timeout + scan_timeout + STALE_MARGIN
+    node.process("p")
+    claimed = node.start("call", "p")
+    tap.age("p", stale / 2 + (1 + JITTER) * pause(scan_timeout, stale))
+    assert storage.take_over(NS, other.epoch, stale, GRACE, [], [next_token()]) == []
+    storage.take_over(NS, node.epoch, stale, GRACE, [claimed.task.token], [])
+    tap.execute("update {running} set running_time = running_time - %s * interval '1 s'", stale / 2)
+    assert storage.take_over(NS, other.epoch, stale, GRACE, [], [next_token()]) == []
 
 
 def test_a_refresh_does_not_wait_for_the_rows_of_a_batch(node: Node, tap: Tap, storage: PostgresStorage) -> None:
