@@ -11,6 +11,10 @@ from erlang import OtpErlangAtom
 
 MAX_INFLATED = 64 * 1024 * 1024
 """Bytes that a compressed term may have."""
+HEAD_SIZE = 64
+MAX_TAGS = 10_000
+"""Numbers, atoms, binaries and so on that `decode` takes, many times those of a context. Keys of a map are hashed as
+tuples of numbers are, so that whoever wants to finds many with one hash."""
 VERSION, _COMPRESSED = b"\x83", b"\x83P"
 """What a term begins with, and one that is compressed."""
 Plain: TypeAlias = "str | int | list[Plain] | dict[str, Plain]"
@@ -27,18 +31,39 @@ _TERMS = {104: (1, 1, 0), 108: (4, 1, 1), 116: (4, 2, 0)}
 
 
 def decode(stored: bytes) -> Any:
-    """The term of numbers, atoms, binaries, tuples, lists and maps; None when the bytes are none of these.
+    """The term of numbers, atoms, binaries, tuples, lists and maps; None when the bytes are none of these, or too many.
 
     A term may be compressed as a whole; one inside of another would be inflated without a bound.
     """
-    if stored.startswith(_COMPRESSED):
-        stored = _inflated(stored)
+    stored = inflated(stored)
     if not (stored.startswith(VERSION) and _is_one_term(stored)):
         return None
     try:
         return erlang.binary_to_term(stored)
     except Exception:  # whatever erlang_py makes of bytes that are no term, a struct.error as well as a TypeError
         return None
+
+
+def is_compressed(stored: bytes) -> bool:
+    return stored.startswith(_COMPRESSED)
+
+
+def size(stored: bytes) -> int:
+    """How many bytes there are to decode: a compressed term says what it has."""
+    return max(len(stored), int.from_bytes(stored[2:6], "big")) if is_compressed(stored) else len(stored)
+
+
+def head(stored: bytes) -> bytes:
+    """The first bytes of what may be a term, not compressed; empty when nothing can be inflated."""
+    return _inflate(stored, HEAD_SIZE) if is_compressed(stored) else stored[:HEAD_SIZE]
+
+
+def inflated(stored: bytes) -> bytes:
+    """A compressed term as one that is not; empty when it is broken or too large. Other bytes as they are."""
+    if not is_compressed(stored):
+        return stored
+    term = _inflate(stored, MAX_INFLATED)
+    return term if len(term) == int.from_bytes(stored[2:6], "big") + 1 else b""
 
 
 def encode(term: Plain) -> bytes:
@@ -63,9 +88,11 @@ def _encoded(term: Plain) -> bytes:
 
 
 def _is_one_term(stored: bytes) -> bool:
-    """Whether all tags are of the kinds of `decode`, and the bytes end where the term does."""
+    """Whether all tags are of the kinds of `decode`, and not too many, and the bytes end where the term does."""
     at, left = 1, 1
-    while left and at < len(stored):
+    for _ in range(MAX_TAGS):
+        if not left or at >= len(stored):
+            break
         tag, at, left = stored[at], at + 1, left - 1
         if tag in _NUMBERS:
             at += _NUMBERS[tag]
@@ -81,10 +108,8 @@ def _is_one_term(stored: bytes) -> bool:
     return left == 0 and at == len(stored)
 
 
-def _inflated(stored: bytes) -> bytes:
-    inflator = zlib.decompressobj()
+def _inflate(stored: bytes, most: int) -> bytes:
     try:
-        data = inflator.decompress(stored[6:], MAX_INFLATED)
+        return VERSION + zlib.decompressobj().decompress(memoryview(stored)[6:], most)
     except zlib.error:
         return b""
-    return VERSION + data if len(data) == int.from_bytes(stored[2:6], "big") else b""

@@ -13,6 +13,7 @@ from typing import Any
 
 from thrift.Thrift import TException
 
+from progressor import terms
 from progressor.api import FutureClient
 from progressor.config import Dialect
 from progressor.errors import (
@@ -85,7 +86,8 @@ class Automaton(Service):
         where = _where(given.desc)
         process = await wrap_future(self._client.get(**where, timeout=_timeout(call)))
         timer = await wrap_future(self._client.timer(ns=where["ns"], id=where["id"]))
-        size = sum(len(event.payload) + EVENT_OVERHEAD for event in process.history)
+        size = sum(terms.size(event.payload) + EVENT_OVERHEAD for event in process.history)
+        size += terms.size(process.aux_state or b"")
         return await aside(size, machine, where["ns"], process, timer)
 
     async def _remove(self, given: Any, call: woody.Call) -> None:
@@ -119,7 +121,7 @@ def _size(value: Any) -> int:
 
 async def _value(response: Future[bytes | None]) -> Any:
     stored = await wrap_future(response)
-    return await aside(len(stored or b""), values.load, stored)
+    return await aside(terms.size(stored or b""), values.load, stored)
 
 
 def _where(descriptor: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ no member of an enum. Here all of that is an error, as it is for the Erlang code
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from thrift.protocol.TBinaryProtocol import TBinaryProtocol, TBinaryProtocolAccelerated
@@ -71,9 +71,9 @@ def decode(cls: type[T], data: bytes) -> T:
     value: Any = cls()
     transport = TMemoryBuffer(data)
     try:
-        value.read(TBinaryProtocolAccelerated(transport, fallback=False))
+        value.read(TBinaryProtocolAccelerated(transport, fallback=False, string_length_limit=None))
         if check(value):
-            cls().read(TBinaryProtocol(TMemoryBuffer(data)))  # type: ignore[attr-defined]  # refuses bad UTF-8
+            cls().read(TBinaryProtocol(TMemoryBuffer(data), string_length_limit=None))  # type: ignore[attr-defined]  # refuses bad UTF-8
     except DecodeError:
         raise
     except RecursionError:
@@ -165,19 +165,16 @@ def _write(write: Any, value: Any) -> bytes:
 
 
 def _hash(value: Any) -> int:
-    """A Value may be a key of another one, and the generated class has no hash."""
-    return hash(tuple(_hashable(member) for member in vars(value).values()))
+    """A Value may be a key of another one, and the generated class has no hash.
 
-
-def _hashable(member: Any) -> Hashable:
-    if isinstance(member, list):
-        return tuple(member)
-    if isinstance(member, dict):
-        return frozenset(member.items())
-    return member  # type: ignore[no-any-return]
+    That of a number is no secret, so that a map could be made all of whose keys have one; that of a text is. For the
+    same reason a key holds no other Values, as in what is stored. Raises TypeError.
+    """
+    if value.obj is not None or value.arr is not None:
+        raise TypeError("a key of an obj holds an obj or an arr")
+    return hash((value.b, repr(value.i), value.flt and repr(value.flt), value.str, value.bin))  # 0.0 equals -0.0
 
 
 msgpack.Value.__hash__ = _hash  # type: ignore[assignment,method-assign]
-msgpack.Nil.__hash__ = _hash  # type: ignore[assignment,method-assign]
 
 CALL, REPLY, EXCEPTION, ONEWAY = TMessageType.CALL, TMessageType.REPLY, TMessageType.EXCEPTION, TMessageType.ONEWAY

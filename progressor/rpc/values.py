@@ -8,7 +8,9 @@ everything is stored as a term, as nodes of the Erlang original do. What is read
 from __future__ import annotations
 
 import math
-from typing import Any
+import struct
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import erlang
 from erlang import OtpErlangAtom, OtpErlangBinary, OtpErlangList
@@ -19,7 +21,30 @@ from progressor.rpc import codec  # noqa: F401 - makes a Value hashable
 from progressor.rpc.gen.msgpack.ttypes import Nil, Value
 from progressor.rpc.gen.state_processing.ttypes import Content
 
+T = TypeVar("T")
+MAX_COMPRESSED = 300_000
+"""Values that a compressed term may hold: a few kilobytes become millions of them."""
 _INT64 = range(-(2**63), 2**63)
+_DOUBLE = struct.Struct(">d")
+_PAIR = b"h\2"
+"""What each Value begins with."""
+_NUMBERS = (b"a", b"b", b"n")
+_ATOMS = {b"w": 1, b"s": 1, b"v": 2, b"d": 2}
+"""The tags of atoms, UTF-8 and Latin-1, with the width of their length."""
+_RECORD = b"mg_stateproc_Content"
+
+
+def _heads(beginning: bytes, *names: bytes) -> tuple[bytes, ...]:
+    """All that a term may begin with whose first element is one of these atoms."""
+    return tuple(
+        terms.VERSION + beginning + tag + len(name).to_bytes(width, "big") + name
+        for name in names
+        for tag, width in _ATOMS.items()
+    )
+
+
+_VALUE = _heads(_PAIR, b"nl", b"b", b"i", b"flt", b"str", b"bin", b"obj", b"arr")
+_CONTENT = _heads(b"h\3", _RECORD)
 
 
 class NotAValue(Exception):
@@ -28,7 +53,8 @@ class NotAValue(Exception):
 
 def store(value: Value, dialect: Dialect = Dialect.PLAIN) -> bytes:
     """The bytes to be stored for a Value. Raises ValueError when it has none."""
-    if dialect is Dialect.PLAIN and value.bin is not None and _value(terms.decode(value.bin)) is None:
+    # A `bin` that is not read back as a Value after all is stored as a term for nothing, which `load` does not mind.
+    if dialect is Dialect.PLAIN and value.bin is not None and not terms.head(value.bin).startswith(_VALUE + _CONTENT):
         return bytes(value.bin)
     encoded: bytes = erlang.term_to_binary(_to_term(value))
     return encoded
@@ -47,55 +73,148 @@ def load(stored: bytes | None) -> Value:
     """The Value that was stored: bytes that are no external form of one are a `bin`, nothing is `nl`."""
     if stored is None:
         return Value(nl=Nil())
-    return _value(terms.decode(stored)) or Value(bin=stored)
+    return _read(stored, _VALUE, _Reader.value) or Value(bin=stored)
 
 
 def load_content(stored: bytes | None) -> Content:
     """As `load`; also the Content record in which hellgate keeps its state."""
-    match None if stored is None else terms.decode(stored):
-        case (OtpErlangAtom() as tag, None | int() as version, term) if terms.name(tag) == "mg_stateproc_Content":
-            data = _value(term)
-            if data is not None:
-                return Content(format_version=version, data=data)
-    return Content(data=load(stored))
+    found = None if stored is None else _read(stored, _CONTENT, _Reader.content)
+    return Content(data=load(stored)) if found is None else found
 
 
-def _value(term: Any) -> Value | None:
-    try:
-        return _from_term(term)
-    except (NotAValue, RecursionError):
+def _read(stored: bytes, heads: tuple[bytes, ...], read: Callable[[_Reader], T]) -> T | None:
+    if not terms.head(stored).startswith(heads):
         return None
+    term = terms.inflated(stored)
+    if terms.is_compressed(stored) and term.count(_PAIR) > MAX_COMPRESSED:
+        return None
+    reader = _Reader(term)
+    try:
+        found = read(reader)
+    except (NotAValue, UnicodeDecodeError, RecursionError):
+        return None
+    return found if reader.is_at_end else None
 
 
-def _from_term(term: Any) -> Value:  # noqa: C901 - one line for each member
-    match term:
-        case (OtpErlangAtom() as atom, data):
-            tag = terms.name(atom)
-        case _:
+class _Reader:
+    """Reads a term from left to right, and makes nothing of it but Values: what is none is refused where it begins, so
+    that bytes of whatever kind become no more objects than Thrift makes of as many. Each method raises NotAValue."""
+
+    def __init__(self, term: bytes) -> None:
+        self._term = term
+        self._at = len(terms.VERSION)
+
+    @property
+    def is_at_end(self) -> bool:
+        return self._at == len(self._term)
+
+    def content(self) -> Content:
+        self._expect(b"h\3")
+        self._expect_atom(_RECORD)
+        version = None
+        if self._next in _NUMBERS:
+            version = self._number()
+        else:
+            self._expect_atom(b"undefined")
+        return Content(format_version=version, data=self.value())
+
+    def value(self) -> Value:
+        self._expect(_PAIR)
+        match self._atom():
+            case b"nl":
+                self._expect(b"h\1")
+                self._expect_atom(b"mg_msgpack_Nil")
+                return Value(nl=Nil())
+            case b"b":
+                return Value(b=self._flag())
+            case b"i":
+                return Value(i=self._number())
+            case b"flt":
+                return Value(flt=self._float())
+            case b"str":
+                return Value(str=self._binary().decode())
+            case b"bin":
+                return Value(bin=self._binary())
+            case b"obj":
+                self._expect(b"t")
+                return Value(obj={self._key(): self.value() for _ in range(self._length(4))})
+            case b"arr":
+                return Value(arr=self._items())
+        raise NotAValue
+
+    def _key(self) -> Value:
+        key = self.value()
+        if key.obj is not None or key.arr is not None:
             raise NotAValue
-    match tag, data:
-        case "nl", (OtpErlangAtom() as nil,) if terms.name(nil) == "mg_msgpack_Nil":
-            return Value(nl=Nil())
-        case "b", bool():
-            return Value(b=data)
-        case "i", int() if not isinstance(data, bool) and data in _INT64:
-            return Value(i=data)
-        case "flt", float():
-            return Value(flt=data)
-        case "str", OtpErlangBinary() if data.bits == 8:
-            try:
-                return Value(str=data.value.decode())
-            except UnicodeDecodeError:
-                raise NotAValue from None
-        case "bin", OtpErlangBinary() if data.bits == 8:
-            return Value(bin=data.value)
-        case "obj", dict():
-            return Value(obj={_from_term(k): _from_term(v) for k, v in data.items()})
-        case "arr", list():
-            return Value(arr=[_from_term(item) for item in data])
-        case "arr", OtpErlangList() if not data.improper:
-            return Value(arr=[_from_term(item) for item in data.value])
-    raise NotAValue
+        return key
+
+    def _items(self) -> list[Value]:
+        if self._next == b"j":
+            self._expect(b"j")
+            return []
+        self._expect(b"l")
+        items = [self.value() for _ in range(self._length(4))]
+        self._expect(b"j")
+        return items
+
+    def _flag(self) -> bool:
+        name = self._atom()
+        if name not in (b"true", b"false"):
+            raise NotAValue
+        return name == b"true"
+
+    def _number(self) -> int:
+        match self._take(1):
+            case b"a":
+                return self._length(1)
+            case b"b":
+                return int.from_bytes(self._take(4), "big", signed=True)
+            case b"n":
+                size, sign = self._take(2)
+                magnitude = int.from_bytes(self._take(size), "little")
+                number = -magnitude if sign == 1 else magnitude
+                if number in _INT64:
+                    return number
+        raise NotAValue
+
+    def _float(self) -> float:
+        self._expect(b"F")
+        (number,) = _DOUBLE.unpack(self._take(_DOUBLE.size))
+        if not math.isfinite(number):
+            raise NotAValue
+        return float(number)
+
+    def _binary(self) -> bytes:
+        self._expect(b"m")
+        return self._take(self._length(4))
+
+    def _atom(self) -> bytes:
+        width = _ATOMS.get(self._take(1))
+        if width is None:
+            raise NotAValue
+        return self._take(self._length(width))
+
+    def _expect_atom(self, name: bytes) -> None:
+        if self._atom() != name:
+            raise NotAValue
+
+    def _expect(self, data: bytes) -> None:
+        if self._take(len(data)) != data:
+            raise NotAValue
+
+    def _length(self, width: int) -> int:
+        return int.from_bytes(self._take(width), "big")
+
+    def _take(self, size: int) -> bytes:
+        part = self._term[self._at : self._at + size]
+        if len(part) != size:
+            raise NotAValue
+        self._at += size
+        return part
+
+    @property
+    def _next(self) -> bytes:
+        return self._term[self._at : self._at + 1]
 
 
 def _to_term(value: Value) -> tuple[Any, Any]:
@@ -112,8 +231,8 @@ def _to_term(value: Value) -> tuple[Any, Any]:
             return OtpErlangAtom("str"), OtpErlangBinary(text.encode())
         case Value(bin=bytes() as data):
             return OtpErlangAtom("bin"), OtpErlangBinary(data)
-        case Value(obj=dict() as members) if not any(key.obj is not None or key.arr is not None for key in members):
+        case Value(obj=dict() as members):
             return OtpErlangAtom("obj"), {_to_term(k): _to_term(v) for k, v in members.items()}
         case Value(arr=list() as items):
             return OtpErlangAtom("arr"), OtpErlangList([_to_term(item) for item in items])
-    raise ValueError("a Value needs one member, a finite number as `flt`, and keys of `obj` that hold no others")
+    raise ValueError("a Value needs one member, and a finite number as `flt`")

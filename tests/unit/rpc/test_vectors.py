@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
+import sys
+import tracemalloc
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +96,20 @@ def test_a_value_comes_back(value: Value, dialect: Dialect) -> None:
     assert codec.decode(Value, codec.encode(value)) == value
 
 
+@given(ALL)
+def test_what_could_be_taken_for_a_state_of_hellgate_is_wrapped(value: Value) -> None:
+    record = Value(bin=values.store_content(Content(7, value), Dialect.HELLGATE))
+    for dialect in Dialect:
+        assert values.load_content(values.store_content(Content(data=record), dialect)) == Content(data=record)
+
+
+def test_terms_of_others_stay_as_they_are() -> None:
+    for term in (b"h\2w\4initm\0\0\0\1x", b"h\2w\2okw\2ok", b"h\3w\3binm\0\0\0\1xj", b"w\3bin"):
+        for stored in (b"\x83" + term, compressed(term)):
+            assert values.store(Value(bin=stored)) == stored
+            assert values.load(stored) == Value(bin=stored)
+
+
 @given(st.binary().filter(lambda data: not data.startswith(b"\x83")))
 def test_plain_bytes_stay_as_they_are(data: bytes) -> None:
     assert values.store(Value(bin=data)) == data
@@ -104,11 +123,71 @@ def test_any_bytes_can_be_read(data: bytes) -> None:
         assert values.load_content(stored).data is not None
 
 
+def compressed(term: bytes, size: int | None = None) -> bytes:
+    return b"\x83P" + struct.pack(">I", len(term) if size is None else size) + zlib.compress(term)
+
+
+def array(items: bytes, count: int) -> bytes:
+    """The term of an `arr`, without its version."""
+    return b"h\2w\3arrl" + struct.pack(">I", count) + items * count + b"j"
+
+
 def test_compressed_terms_are_read_within_bounds() -> None:
     term = values.store(Value(str="x" * 1000), Dialect.HELLGATE)[1:]
-    assert values.load(b"\x83P" + struct.pack(">I", len(term)) + zlib.compress(term)) == Value(str="x" * 1000)
-    bomb = b"\x83P" + struct.pack(">I", 2**31) + zlib.compress(bytes(terms.MAX_INFLATED + 1))
-    assert values.load(bomb) == Value(bin=bomb)
+    for each in (term, array(term, 3)):
+        assert values.load(compressed(each)) == values.load(b"\x83" + each) != Value(bin=compressed(each))
+        for size in (len(each) - 1, len(each) + 1):
+            stored = compressed(each, size)
+            assert values.load(values.store(Value(bin=stored))) == Value(bin=stored)
+    number = b"h\2w\1ia\1"
+    for bomb in (
+        compressed(bytes(terms.MAX_INFLATED + 1), 2**31),
+        compressed(array(b"j", 2_000_000)),
+        compressed(array(number, values.MAX_COMPRESSED)),
+    ):
+        assert values.load(bomb) == Value(bin=bomb)
+    assert len(values.load(compressed(array(number, 1000))).arr) == 1000
+
+
+@contextmanager
+def allocating_at_most(most: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= most
+    finally:
+        tracemalloc.stop()
+
+
+def test_bombs_are_not_built() -> None:
+    count = 2_000_000
+    nils = b"l" + struct.pack(">I", count) + b"j" * (count + 1)
+    bombs = [compressed(nils), compressed(array(b"j", count)), b"\x83" + nils, b"\x83" + array(b"j", count)]
+    for bomb in bombs:
+        with allocating_at_most(4 * count):  # inflated it has `count` bytes, as objects a hundred times as many
+            assert terms.decode(bomb) is None
+            assert values.load(bomb) == Value(bin=bomb)
+        with allocating_at_most(2 * len(bomb) + 200_000):
+            values.store(Value(bin=bomb))
+    for content in (compressed(b"h\3w\x14mg_stateproc_Contentw\tundefined" + array(b"j", count)), *bombs):
+        with allocating_at_most(4 * count):
+            assert values.load_content(content) == Content(data=Value(bin=content))
+
+
+def test_work_is_weighed_by_what_a_compressed_term_has() -> None:
+    term = array(b"j", 100_000)
+    assert terms.size(compressed(term)) == len(term)
+    assert terms.size(compressed(term, 0)) == len(compressed(term))
+    assert terms.size(b"\x83" + term) == 1 + len(term)
+
+
+def test_what_is_stored_can_be_read_however_deep() -> None:
+    value, stored = Value(i=1), b""
+    with suppress(RecursionError):
+        while True:
+            stored = values.store(value, Dialect.HELLGATE)
+            value = Value(arr=[value])
+    assert values.load(stored).bin is None
 
 
 def test_compressed_terms_inside_of_others_are_no_value() -> None:
@@ -128,11 +207,59 @@ def test_content() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [Value(), Value(flt=math.nan), Value(flt=math.inf), Value(arr=[Value()]), Value(obj={Value(arr=[]): Value(i=1)})],
+    [Value(), Value(flt=math.nan), Value(flt=math.inf), Value(arr=[Value()]), Value(obj={Value(i=1): Value()})],
 )
 def test_what_has_no_form_is_refused(value: Value) -> None:
     with pytest.raises(ValueError, match="one member"):
         values.store(value, Dialect.HELLGATE)
+
+
+def number(member: int) -> bytes:
+    """On the wire."""
+    return b"\x0a\0\x03" + struct.pack(">q", member) + b"\0"
+
+
+def obj(keys: Sequence[bytes]) -> bytes:
+    flag = b"\x02\0\x02\1\0"
+    return b"\x0d\0\x07\x0c\x0c" + struct.pack(">I", len(keys)) + b"".join(key + flag for key in keys) + b"\0"
+
+
+def test_keys_have_different_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number's own hash is itself, but for a divisor, and -2 for -1."""
+    same = sys.hash_info.modulus
+    members = [-1, -2, *(n * same + m for n in range(-4, 4) for m in range(100, 200))]
+    compared = 0
+
+    def count(self: Value, other: Value) -> bool:
+        nonlocal compared
+        compared += 1
+        return vars(self) == vars(other)
+
+    monkeypatch.setattr(Value, "__eq__", count)
+    assert len(codec.decode(Value, obj([number(member) for member in members])).obj) == len(members)
+    assert compared < len(members) / 100
+    assert hash(Value(flt=0.0)) == hash(Value(flt=-0.0))
+
+
+def test_a_key_holds_no_other_values() -> None:
+    """Of numbers in a list there are as many with one hash as one wants."""
+    keys = [
+        b"\x0f\0\x08\x0c" + struct.pack(">I", 10) + b"".join(map(number, members)) + b"\0"
+        for members in itertools.product((-1, -2), repeat=10)
+    ]
+    for key in (*keys[:1], obj([number(1)])):
+        with pytest.raises(DecodeError, match="a key of an obj holds"):
+            codec.decode(Value, obj([key]))
+    with pytest.raises(DecodeError, match="a key of an obj holds"):
+        codec.decode(Value, obj(keys))
+    term = b"\x83h\2w\3objt\0\0\0\1" + array(b"", 0) + b"h\2w\1ia\1"
+    assert values.load(term) == Value(bin=term)
+
+
+def test_texts_and_binaries_are_as_long_as_the_message() -> None:
+    size = 17_000_000
+    for value in (Value(bin=bytes(size)), Value(str=codec.REPLACEMENT * (size // 3 + 1))):
+        assert codec.decode(Value, codec.encode(value)) == value
 
 
 @pytest.mark.parametrize(
