@@ -51,7 +51,7 @@ from progressor.engine.worker import Workshop
 from progressor.engine.worker_pool import WorkerPool
 from progressor.engine.writer import Writer
 from progressor.engine.zombie_collector import ZombieCollector
-from progressor.errors import ConfigError
+from progressor.errors import ConfigError, ProgressorError
 from progressor.kafka import producer
 from progressor.metrics import Metrics
 from progressor.model import Health
@@ -61,6 +61,7 @@ from progressor.otp import (
     ActorDead,
     CallTimeout,
     ChildSpec,
+    ChildStartFailed,
     Exit,
     Ref,
     Strategy,
@@ -73,7 +74,7 @@ from progressor.processor import Processor
 from progressor.rpc.access import Access
 from progressor.rpc.automaton import Automaton
 from progressor.rpc.http import HttpServer, Pages
-from progressor.rpc.listener import StopAccepting
+from progressor.rpc.listener import StopAccepting, tls_context
 from progressor.rpc.native import Native
 from progressor.rpc.tcp import TcpServer
 from progressor.storage import migrate
@@ -110,7 +111,10 @@ class _Database:
 
 
 class Node:
-    """A node of the cluster. `with Node.from_config(...) as node:` runs it; `node.client` has the verbs."""
+    """A node of the cluster. `with Node.from_config(...) as node:` runs it; `node.client` has the verbs.
+
+    It starts once: after a stop, or a start that failed, there has to be another one.
+    """
 
     def __init__(
         self,
@@ -119,16 +123,26 @@ class Node:
         pages: Pages | None = None,
         make_publisher: MakePublisher = producer.KafkaPublisher,
     ) -> None:
-        """Nothing is started. Raises ConfigError: no such processor or modernizer, a setting that librdkafka refuses.
+        """Makes the processors and modernizers, and starts nothing.
+
+        Raises ConfigError with all that is found: settings that librdkafka refuses, no such processor or modernizer, or
+        one whose constructor raises, a certificate that does not fit its key.
 
         For one of several processes that serve the same ports: `listeners` are the sockets that they share, by their
         keys in `[listen]`, and `pages` speak for all of them.
         """
         self._config = config
-        producer.check(config.kafka.values())
         self._listeners = listeners or {}
         self._pages = pages or self
-        self._processors, self._modernizers = _plugins(config.namespaces.values())
+        problems: list[str] = []
+        with _collecting(problems):
+            producer.check(config.kafka.values())
+        self._processors, self._modernizers = _plugins(config.namespaces.values(), problems)
+        if config.listen.tls is not None:
+            with _collecting(problems):
+                tls_context(config.listen.tls)
+        if problems:
+            raise ConfigError(problems)
         self.metrics = Metrics()
         self._directory = Directory()
         self._tokens = Tokens()
@@ -141,6 +155,7 @@ class Node:
         self._memory = Memory(config.cache_max_bytes)
         self._feeds = self._fed_by()
         self.metrics.registry.register(CacheCollector(self._feeds, self._memory))
+        self._is_started = False
         self._root: Ref | None = None
         self._draining = False
         self._failed = Event()
@@ -174,8 +189,11 @@ class Node:
             prerequisites.prepare(self._config.databases[name].conninfo(), list(feed.caches))
 
     def start(self) -> None:
-        """Raises StorageUnavailable, SchemaOutdated when migrations are not enabled, and CacheUnavailable."""
-        self._stopping.clear()
+        """Raises StorageUnavailable, StorageRejected when a migration does not apply, SchemaOutdated when it may not
+        migrate, CacheUnavailable and CannotListen; RuntimeError when it was started before."""
+        if self._is_started:
+            raise RuntimeError("a node starts once: make another one")
+        self._is_started = True
         if self._config.migration_enabled:
             self.migrate()
         for db in self._databases.values():
@@ -191,9 +209,12 @@ class Node:
         self.client = Client(self._engine())
         try:
             self._root = start_root(self._tree, "progressor", self._root_exited)
-        except BaseException:
+        except BaseException as error:
             self._close()
-            raise
+            foreseen = _foreseen(error)
+            if foreseen is None:
+                raise
+            raise foreseen from foreseen.__cause__
         logger.info("node %s runs %s", self._config.node_name, ", ".join(self._config.namespaces))
 
     def stop(self, *, drain: bool = True) -> None:
@@ -577,29 +598,35 @@ class Node:
         return answer
 
 
-def _plugins(namespaces: Iterable[NamespaceConfig]) -> tuple[Mapping[str, Processor], Mapping[str, Modernizer]]:
-    """The processors, and the modernizers of those that have one, by namespace."""
+def _plugins(
+    namespaces: Iterable[NamespaceConfig], problems: list[str]
+) -> tuple[Mapping[str, Processor], Mapping[str, Modernizer]]:
+    """The processors, and the modernizers of those that have one, by namespace; what is wrong goes to the problems."""
     processors: dict[str, Processor] = {}
     modernizers: dict[str, Modernizer] = {}
-    problems: list[str] = []
     for ns in namespaces:
-        with _problems_of(ns, "processor", problems):
+        with _collecting(problems, f'progressor.namespaces."{ns.name}".processor: '):
             processors[ns.name] = processor.resolve(ns.processor.client, ns.processor.options)
         if (given := ns.modernizer) is not None:
-            with _problems_of(ns, "modernizer", problems):
+            with _collecting(problems, f'progressor.namespaces."{ns.name}".modernizer: '):
                 modernize = modernizer.resolve(given.client, given.options)
                 modernizers[ns.name] = Modernizer(given.format_version, modernize)
-    if problems:
-        raise ConfigError(problems)
     return processors, modernizers
 
 
 @contextmanager
-def _problems_of(ns: NamespaceConfig, key: str, problems: list[str]) -> Iterator[None]:
+def _collecting(problems: list[str], where: str = "") -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        problems += [f'progressor.namespaces."{ns.name}".{key}: {problem}' for problem in error.problems]
+        problems += [f"{where}{problem}" for problem in error.problems]
+
+
+def _foreseen(error: BaseException | None) -> ProgressorError | None:
+    """What kept an actor from starting, if it is an error of ours: a port that is taken, the database gone."""
+    while isinstance(error, ChildStartFailed):
+        error = error.__cause__
+    return error if isinstance(error, ProgressorError) else None
 
 
 def _databases(config: Config) -> Iterable[_Database]:

@@ -10,11 +10,16 @@
      |    |__ StorageUnavailable   the database is away, or the node stops: nothing was stored, retry
      |    |__ StorageRejected      the database refuses these very data: do not retry
      |    |__ LeaseLost            this node is no longer trusted to change anything
+     |    |__ SchemaOutdated       at start: the database has to be migrated
+     |    |__ CacheUnavailable     at start: the database cannot feed a cache
      |__ ProcessorError            raised by processors: a business error
      |    |__ TransientError       raised by processors: worth another try
      |__ ConfigError
-     |__ CannotConnect            there is no node at the other end: nothing was done
-     |__ UnexpectedAnswer         what is at the other end does not answer as a node should
+     |__ CannotListen              at start: the port is taken
+     |__ CannotConnect             there is no node at the other end: nothing was done
+     |__ UnexpectedAnswer          what is at the other end does not answer as a node should
+     |__ EmbeddedPostgresError     the private server of tests and `--dev`
+          |__ PostgresNotFound
 
 The first line of a class docstring is its default message; those of the client errors are the texts of
 the original Progressor, which its clients compare.
@@ -116,6 +121,14 @@ class LeaseLost(StorageError):
     """the lease of this node has expired"""
 
 
+class SchemaOutdated(StorageError):
+    """the schema of the database does not fit this version"""
+
+
+class CacheUnavailable(StorageError):
+    """the database cannot feed a cache"""
+
+
 class ProcessorError(ProgressorError):
     """processor error
 
@@ -145,6 +158,10 @@ class ConfigError(ProgressorError):
         return type(self), (self.problems,)
 
 
+class CannotListen(ProgressorError):
+    """cannot listen on this address"""
+
+
 class CannotConnect(ProgressorError):
     """cannot connect
 
@@ -154,3 +171,11 @@ class CannotConnect(ProgressorError):
 
 class UnexpectedAnswer(ProgressorError):
     """unexpected answer"""
+
+
+class EmbeddedPostgresError(ProgressorError):
+    """the embedded PostgreSQL does not run"""
+
+
+class PostgresNotFound(EmbeddedPostgresError):
+    """no PostgreSQL server was found on this machine"""

@@ -32,7 +32,7 @@ from progressor.config import Config
 from progressor.errors import ProgressorError
 from progressor.model import Health
 from progressor.rpc.http import Pages
-from progressor.rpc.listener import bound, listen, tls_context
+from progressor.rpc.listener import bound, listen
 from progressor.serving import LOG_FORMAT, serve
 from progressor.storage import migrate
 
@@ -153,8 +153,6 @@ class Fleet:
 
     def _open_ports(self) -> None:
         config = self._config.listen
-        if config.tls is not None:
-            tls_context(config.tls)  # what each child makes; it would die of it again and again
         for name, address in {"http": config.http, "thrift": config.thrift}.items():
             if address is not None:
                 self._listeners[name] = listen(address)

@@ -93,7 +93,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--config", metavar="FILE", type=Path, help="the configuration, usually sys.toml")
     source.add_argument("--dev", action="store_true", help="no configuration: embedded PostgreSQL, sample processors")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--check-config", action="store_true", help="list every mistake, start nothing")
+    action.add_argument(
+        "--check-config", action="store_true", help="list every mistake; makes the processors, starts nothing"
+    )
     action.add_argument("--migrate-only", action="store_true", help="bring the database up to date, then exit")
     parser.add_argument("--data", metavar="DIR", type=Path, help="with --dev: keep the database here")
     parser.add_argument("--http", metavar="ADDRESS", help=f"with --dev: default {DEV_HTTP}")

@@ -19,8 +19,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from progressor.application import Node
-from progressor.errors import ProgressorError
-from progressor.otp import ChildStartFailed, actors
+from progressor.otp import actors
 from progressor.rpc.listener import shown, url
 
 EXIT_FAILED = 1
@@ -43,7 +42,7 @@ def serve(
     stop = Event()
     handlers = {number: on_stop(stop, lambda: None) for number in stop_signals}
     with signals({**handlers, signal.SIGUSR1: _on_dump}):
-        _start(node)
+        node.start()
         tame_collector()
         on_started()
         while not stop.is_set() and not node.wait_failed(0.2):
@@ -52,19 +51,6 @@ def serve(
         logger.info("stopping")
         node.stop()
     return EXIT_FAILED if failed else 0
-
-
-def _start(node: Node) -> None:
-    """Says what kept an actor from starting, when that was foreseen: a port in use, the database gone."""
-    try:
-        node.start()
-    except ChildStartFailed as error:
-        cause: BaseException | None = error
-        while isinstance(cause, ChildStartFailed):
-            cause = cause.__cause__
-        if isinstance(cause, ProgressorError):
-            raise cause from None
-        raise
 
 
 def tame_collector() -> None:

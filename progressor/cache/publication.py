@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Identifier
 from progressor.cache import session
 from progressor.cache.session import Connection
 from progressor.cache.transaction import EVENTS, PROCESSES
-from progressor.errors import StorageError
+from progressor.errors import CacheUnavailable as CacheUnavailable  # noqa: PLC0414 - the cache has it from here
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +26,6 @@ select count(*) from pg_publication p
 where pubname = %s and pubinsert and pubupdate and pubdelete and pubtruncate and (puballtables or 2 = (
   select count(*) from pg_publication_rel r
   where prpubid = p.oid and prqual is null and prattrs is null and prrelid in (to_regclass(%s), to_regclass(%s))))"""
-
-
-class CacheUnavailable(StorageError):
-    """the database cannot feed a cache"""
 
 
 def name(ns: str) -> str:

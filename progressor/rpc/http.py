@@ -87,7 +87,7 @@ class HttpServer(Actor):
         self._native = native
 
     def init(self) -> None:
-        """Raises CannotListen."""
+        """Raises CannotListen and ConfigError."""
         context = None if self._tls is None else tls_context(self._tls)
         listener = own(self._where)
         application = Application(self._handlers())

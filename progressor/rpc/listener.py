@@ -8,7 +8,7 @@ import ssl
 from dataclasses import dataclass
 
 from progressor.config import TlsConfig
-from progressor.errors import ProgressorError
+from progressor.errors import CannotListen, ConfigError
 from progressor.otp import Call
 
 BACKLOG = 1024
@@ -24,10 +24,6 @@ class Stopped:
 @dataclass(frozen=True, slots=True)
 class StopAccepting(Call[None]):
     """Leave new connections to others who listen on the same socket, and end those that ask for nothing now."""
-
-
-class CannotListen(ProgressorError):
-    """cannot listen on this address"""
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
@@ -67,7 +63,7 @@ def url(address: tuple[str, int], *, tls: bool = False) -> str:
 
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:
-    """Raises CannotListen."""
+    """Raises ConfigError."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(tls.certificate, tls.key)
@@ -75,5 +71,5 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
             context.load_verify_locations(tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
     except ssl.SSLError as error:
-        raise CannotListen(f"listen.tls: certificate, key and client_ca do not fit: {error.reason}") from error
+        raise ConfigError([f"listen.tls: certificate, key and client_ca do not fit: {error.reason}"]) from error
     return context

@@ -24,7 +24,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 
 from progressor import rfc3339
-from progressor.errors import ConfigError, ProcessorError, TransientError
+from progressor.errors import CannotListen, ConfigError, ProcessorError, TransientError
 from progressor.metrics import RequestMetrics
 from progressor.model import Health, Intent, Remove, SetTimer, StepRequest, TaskType, UnsetTimer
 from progressor.otp import start_root
@@ -36,7 +36,7 @@ from progressor.rpc.gen.msgpack.ttypes import Value
 from progressor.rpc.gen.state_processing import Processor as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.http import HttpServer
-from progressor.rpc.listener import CannotListen, url
+from progressor.rpc.listener import url
 from progressor.rpc.service import Service
 
 PATH = "/v1/processor"

@@ -75,7 +75,7 @@ class TcpServer(Actor):
         self._ending = asyncio.Event()
 
     def init(self) -> None:
-        """Raises CannotListen."""
+        """Raises CannotListen and ConfigError."""
         context = None if self._tls is None else tls_context(self._tls)
         listener = own(self._where)
         self._loop = uvloop.new_event_loop()

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import quote
 
-from progressor.errors import ProgressorError
+from progressor.errors import EmbeddedPostgresError, PostgresNotFound
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +69,6 @@ kill -INT "$1"
 for _ in 1 2 3 4 5 6 7 8 9 10; do [ -e "$2" ] && sleep 1; done
 [ -e "$2" ] || rm -rf -- "$3"
 """
-
-
-class EmbeddedPostgresError(ProgressorError):
-    """the embedded PostgreSQL does not run"""
-
-
-class PostgresNotFound(EmbeddedPostgresError):
-    """no PostgreSQL server was found on this machine"""
 
 
 @dataclass(frozen=True, slots=True)

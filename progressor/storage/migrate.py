@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import TupleRow
 
-from progressor.errors import StorageError, StorageRejected, StorageUnavailable
+from progressor.errors import SchemaOutdated, StorageRejected, StorageUnavailable
 from progressor.storage import sql
 from progressor.storage.errors import translate, translated
 
@@ -37,10 +37,6 @@ create table if not exists progressor_functions (
   digest text not null
 )"""
 _WHOLE_DATABASE = ""
-
-
-class SchemaOutdated(StorageError):
-    """the schema of the database does not fit this version"""
 
 
 def migrate(conninfo: Mapping[str, Any], namespaces: Iterable[str]) -> None:

@@ -139,6 +139,26 @@ def test_settings_that_librdkafka_does_not_take(write: Write, tmp_path: Path) ->
     assert_failed(run("--config", write(tables), "--check-config"), 2, problem)
 
 
+def test_what_the_file_names_and_cannot_be_used(write: Write, tmp_path: Path, certificates: Path) -> None:
+    """Whatever is wrong, all of it is listed."""
+    tables = config(NOWHERE, tmp_path)
+    tables["progressor"]["namespaces"][NS]["processor"] = {"client": "ehco"}
+    tables["kafka"] = {"clients": {"k": {"endpoints": ["h:9092"], "config": {"sasl.passwort": SECRET}}}}
+    files = {"certificate": certificates / "node.pem", "key": certificates / "client.key"}
+    tables["listen"]["tls"] = {name: str(path) for name, path in files.items()}
+    for more in (["--check-config"], [], ["--processes", "2"]):
+        result = run("--config", write(tables), *more)
+        assert_failed(
+            result,
+            2,
+            'kafka.clients.k.config: No such configuration property: "sasl.passwort"',
+            f"progressor.namespaces.\"{NS}\".processor: processor 'ehco': expected one of echo, counter, payment, "
+            "thrift, package.module:Name, or an entry point",
+            "listen.tls: certificate, key and client_ca do not fit: KEY_VALUES_MISMATCH",
+        )
+        assert len(result.stderr.splitlines()) == 3
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert_failed(run("--config", tmp_path / "x.toml"), 2, f"{tmp_path}/x.toml: No such file or directory")
 

@@ -19,13 +19,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from progressor.errors import EmbeddedPostgresError, PostgresNotFound
 from progressor.storage import embedded
 from progressor.storage.embedded import (
     Account,
     Binaries,
     EmbeddedPostgres,
-    EmbeddedPostgresError,
-    PostgresNotFound,
     bundled_binaries,
     find_binaries,
     installed_binaries,

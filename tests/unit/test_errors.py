@@ -5,20 +5,27 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import walk_packages
 from typing import Any
 
 import pytest
 
+import progressor
 from progressor import errors
 from progressor.errors import (
     AccessDenied,
+    CacheUnavailable,
     CannotConnect,
+    CannotListen,
     ClientError,
     ConfigError,
+    EmbeddedPostgresError,
     IdempotencyConflict,
     InvalidRequest,
     LeaseLost,
     NamespaceNotFound,
+    PostgresNotFound,
     ProcessAlreadyExists,
     ProcessInError,
     ProcessInInit,
@@ -27,6 +34,7 @@ from progressor.errors import (
     ProcessRunning,
     ProgressorError,
     RequestTimeout,
+    SchemaOutdated,
     StorageError,
     StorageRejected,
     StorageUnavailable,
@@ -35,7 +43,16 @@ from progressor.errors import (
 )
 
 TREE: dict[type[ProgressorError], set[type[ProgressorError]]] = {
-    ProgressorError: {ClientError, StorageError, ProcessorError, ConfigError, CannotConnect, UnexpectedAnswer},
+    ProgressorError: {
+        ClientError,
+        StorageError,
+        ProcessorError,
+        ConfigError,
+        CannotListen,
+        CannotConnect,
+        UnexpectedAnswer,
+        EmbeddedPostgresError,
+    },
     ClientError: {
         NamespaceNotFound,
         ProcessNotFound,
@@ -48,8 +65,9 @@ TREE: dict[type[ProgressorError], set[type[ProgressorError]]] = {
         IdempotencyConflict,
         AccessDenied,
     },
-    StorageError: {StorageUnavailable, StorageRejected, LeaseLost},
+    StorageError: {StorageUnavailable, StorageRejected, LeaseLost, SchemaOutdated, CacheUnavailable},
     ProcessorError: {TransientError},
+    EmbeddedPostgresError: {PostgresNotFound},
 }
 CLASSES = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, ProgressorError)]
 TEXTS: dict[type[ClientError], str] = {
@@ -75,7 +93,16 @@ def examples() -> Iterator[Any]:
 
 @pytest.mark.parametrize("error", CLASSES)
 def test_the_tree(error: type[ProgressorError]) -> None:
-    assert set(error.__subclasses__()) & set(CLASSES) == TREE.get(error, set())
+    """Every one of the package is in it; tests and processors have their own."""
+    for module in walk_packages(progressor.__path__, "progressor."):
+        if not module.name.endswith(".__main__"):
+            import_module(module.name)
+    of_the_package = {e for e in error.__subclasses__() if e.__module__.startswith(f"{progressor.__name__}.")}
+    assert of_the_package == TREE.get(error, set())
+
+
+def test_the_tree_is_drawn() -> None:
+    assert all(error.__name__ in (errors.__doc__ or "") for error in CLASSES)
 
 
 def test_an_error_of_ours_is_no_error_of_the_standard_library() -> None:

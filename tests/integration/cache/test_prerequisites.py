@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from progressor import Node
 from progressor.cache import prerequisites, publication, session
-from progressor.cache.publication import CacheUnavailable
+from progressor.errors import CacheUnavailable
 from progressor.storage import migrate
 from progressor.storage.embedded import EmbeddedPostgres
 from tests import stage

@@ -13,7 +13,7 @@ from psycopg.sql import SQL, Identifier
 
 from progressor.config import LONGEST_NAMESPACE
 from progressor.engine.ports import Selection
-from progressor.errors import StorageRejected, StorageUnavailable
+from progressor.errors import SchemaOutdated, StorageRejected, StorageUnavailable
 from progressor.model import Answered, Event, Intent, Range, SetTimer
 from progressor.storage import migrate
 from progressor.storage.embedded import EmbeddedPostgres
@@ -110,13 +110,13 @@ def test_a_statement_timeout_of_the_role_does_not_end_a_migration(
 
 
 def test_check_names_the_remedy_for_an_empty_database(database: Database) -> None:
-    with pytest.raises(migrate.SchemaOutdated, match="progressor-node --migrate-only"):
+    with pytest.raises(SchemaOutdated, match="progressor-node --migrate-only"):
         migrate.check(database.conninfo, [NS])
 
 
 def test_check_names_a_namespace_that_is_missing(database: Database) -> None:
     migrate.migrate(database.conninfo, ["one"])
-    with pytest.raises(migrate.SchemaOutdated, match=r'"two".*progressor-node --migrate-only'):
+    with pytest.raises(SchemaOutdated, match=r'"two".*progressor-node --migrate-only'):
         migrate.check(database.conninfo, ["one", "two"])
 
 
@@ -124,7 +124,7 @@ def test_check_names_a_namespace_that_is_missing(database: Database) -> None:
 def test_check_finds_a_missing_migration(database: Database, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     migrate.migrate(database.conninfo, [NS])
     add_file(monkeypatch, kind, "select 1")
-    with pytest.raises(migrate.SchemaOutdated):
+    with pytest.raises(SchemaOutdated):
         migrate.check(database.conninfo, [NS])
     migrate.migrate(database.conninfo, [NS])
     migrate.check(database.conninfo, [NS])
@@ -135,7 +135,7 @@ def test_check_finds_functions_of_another_version_and_migrate_makes_them_anew(da
     fresh = catalog(database)
     execute(database, "update progressor_functions set digest = 'old'")
     execute(database, f"create or replace function \"{NS}_lock\"(p_ids text[]) returns void language sql as ''")
-    with pytest.raises(migrate.SchemaOutdated):
+    with pytest.raises(SchemaOutdated):
         migrate.check(database.conninfo, [NS])
     migrate.migrate(database.conninfo, [NS])
     migrate.check(database.conninfo, [NS])
