@@ -52,11 +52,43 @@ Answers: TypeAlias = Mapping[str, Callable[[Any], Any]]
 SCRAPE, HEALTH, READY = "scrape", "health", "ready"
 
 
+class Line:
+    """Asks over a pipe, one question at a time: as long as an answer is owed, nothing else is asked. So a late answer
+    is taken for no other question's, and questions to a frozen process do not fill the pipe, where `send` waits.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._is_owed = False
+
+    def ask(self, question: Question, patience: float | None = None) -> Any:
+        """None: no answer within `patience` seconds, the question could not be answered, or nobody is there."""
+        deadline = None if patience is None else monotonic() + patience
+        with suppress(EOFError, OSError):
+            if self._is_owed:
+                self._hear(deadline)
+            if not self._is_owed:
+                self._pipe.send(question)
+                self._is_owed = True
+                return self._hear(deadline)
+        return None
+
+    def close(self) -> None:
+        self._pipe.close()
+
+    def _hear(self, deadline: float | None) -> Any:
+        if not self._pipe.poll(None if deadline is None else max(0.0, deadline - monotonic())):
+            return None
+        answer = self._pipe.recv()
+        self._is_owed = False
+        return answer
+
+
 @dataclass(slots=True)
 class _Child:
     number: int
     process: SpawnProcess
-    pipe: Connection
+    line: Line
     """Over which it is asked."""
     started: float
     deaths: int = 0
@@ -123,7 +155,7 @@ class Fleet:
         self.signal(signal.SIGKILL)
         for child in self._children:
             child.process.join()
-            child.pipe.close()
+            child.line.close()
 
     def scrape(self) -> bytes:
         """The metrics of all children, each with a label `process`."""
@@ -177,9 +209,9 @@ class Fleet:
         process.start()
         theirs.close()
         asking.close()
-        Thread(target=_answer_questions, args=(asked, _answers(self)), name=f"for {number}", daemon=True).start()
+        Thread(target=answer_questions, args=(asked, _answers(self)), name=f"for {number}", daemon=True).start()
         logger.info("engine process %d: pid %s", number, process.pid)
-        return _Child(number, process, ours, monotonic(), deaths)
+        return _Child(number, process, Line(ours), monotonic(), deaths)
 
     def _revive(self, place: int, child: _Child) -> None:
         if child.process.is_alive():
@@ -193,13 +225,13 @@ class Fleet:
             child.deaths, child.restart_at = deaths + 1, monotonic() + pause
         elif monotonic() >= child.restart_at:
             with self._asking:
-                child.pipe.close()
+                child.line.close()
                 self._children[place] = self._spawn(child.number, child.deaths)
 
     def _ask(self, question: str, argument: Any = None) -> Iterable[tuple[int, Any]]:
         """The children's answers; None from those who give none in time."""
         with self._asking:
-            return [(child.number, _answer(child.pipe, (question, argument))) for child in self._children]
+            return [(child.number, child.line.ask((question, argument), ANSWER_PATIENCE)) for child in self._children]
 
 
 class _Merged:
@@ -226,16 +258,6 @@ def _check_schemas(config: Config) -> None:
             migrate.check(database.conninfo(), namespaces)
 
 
-def _answer(pipe: Connection, question: Question) -> Any:
-    try:
-        while pipe.poll():
-            pipe.recv()  # the late answer to an earlier question
-        pipe.send(question)
-        return pipe.recv() if pipe.poll(ANSWER_PATIENCE) else None
-    except (OSError, EOFError):
-        return None
-
-
 def _send(process: SpawnProcess, number: signal.Signals) -> None:
     if process.pid is not None and process.is_alive():
         with suppress(ProcessLookupError):
@@ -246,12 +268,20 @@ def _answers(pages: Pages) -> Answers:
     return {SCRAPE: lambda _: pages.scrape(), HEALTH: pages.health, READY: lambda _: pages.is_ready}
 
 
-def _answer_questions(pipe: Connection, answers: Answers) -> None:
-    """Until the other side is gone."""
+def answer_questions(pipe: Connection, answers: Answers) -> None:
+    """Until the other side is gone. A question that cannot be answered gets None, and the next one is heard."""
     with pipe, suppress(EOFError, OSError):
         while True:
             question, argument = pipe.recv()
-            pipe.send(answers[question](argument))
+            pipe.send(_answer(question, argument, answers))
+
+
+def _answer(question: str, argument: Any, answers: Answers) -> Any:
+    try:
+        return answers[question](argument)
+    except Exception:
+        logger.exception("the question %r was not answered", question)
+        return None
 
 
 # The child's side
@@ -261,7 +291,7 @@ class _Parent:
     """What the parent says of all children. When it is gone this process ends soon, whatever is said."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+        self._line = Line(pipe)
         self._asking = Lock()
 
     def scrape(self) -> bytes:
@@ -275,12 +305,9 @@ class _Parent:
         return cast("bool", self._ask((READY, None), False))
 
     def _ask(self, question: Question, otherwise: object) -> object:
-        try:
-            with self._asking:
-                self._pipe.send(question)
-                return self._pipe.recv()
-        except (EOFError, OSError):
-            return otherwise
+        with self._asking:
+            answer = self._line.ask(question)
+        return otherwise if answer is None else answer
 
 
 def _child_main(
@@ -303,7 +330,7 @@ def _child_main(
 
 def _speak_for(node: Node, pipe: Connection) -> None:
     def speak() -> None:
-        _answer_questions(pipe, _answers(node))
+        answer_questions(pipe, _answers(node))
         os.kill(os.getpid(), signal.SIGTERM)  # the parent is gone
 
     Thread(target=speak, name="spokesman", daemon=True).start()

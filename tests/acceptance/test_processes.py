@@ -135,6 +135,23 @@ def test_a_process_that_dies_is_started_again(database: Database, fleet: Fleet, 
     eventually(lambda: events() > before + 50)
 
 
+def test_a_process_that_freezes_is_told_of_and_the_others_answer(fleet: Fleet) -> None:
+    frozen = fleet.children()[0]
+    eventually(lambda: json.loads(fleet.get("health"))["status"] == "passing")
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            answer = json.loads(fleet.get("health"))
+            assert answer["status"] == "critical"
+            assert answer["details"]["process 0"] == {"status": "no answer"}
+            assert answer["details"]["process 1"]["status"] == "passing"
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    eventually(lambda: json.loads(fleet.get("health"))["status"] == "passing", timeout=30)
+    metrics = eventually(lambda: found if 'process="0"' in (found := fleet.get("metrics")) else "")
+    assert 'process="1"' in metrics
+
+
 def test_the_first_sigterm_drains_all(database: Database, fleet: Fleet) -> None:
     start_counters(database)
     fleet.parent.send_signal(signal.SIGTERM)
