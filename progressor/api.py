@@ -3,21 +3,21 @@
     node.client.call(ns=..., id=..., args=...)           waits, at most `timeout` seconds
     node.client.future.call(ns=..., id=..., args=...)    a concurrent.futures.Future
 
-Callbacks of a future run in the engine's threads and must not block. What each verb needs and does:
-docs/design.md, "Operations". All raise NamespaceNotFound, InvalidRequest and StorageUnavailable.
+Callbacks of a future run in the engine's threads and must not block. The arguments and errors of the verbs are in
+progressor/verbs.py; what each needs and does: docs/design.md, "Operations".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from progressor import checks
 from progressor.engine import modernization
@@ -30,6 +30,7 @@ from progressor.engine.tokens import Tokens
 from progressor.errors import (
     NamespaceNotFound,
     ProcessNotFound,
+    ProgressorError,
     RequestTimeout,
     StorageUnavailable,
 )
@@ -38,6 +39,7 @@ from progressor.modernizer import Modernizer
 from progressor.otp import Timer, TimerHandle
 from progressor.verbs import FutureVerbs, Verbs
 
+P = ParamSpec("P")
 T = TypeVar("T")
 EVERYTHING = Range()
 KIND = "kind"
@@ -83,7 +85,7 @@ class Engine:
 
 
 class FutureClient(FutureVerbs):
-    """The verbs as futures. Bad input raises at once; everything else comes with the future."""
+    """The verbs as futures, and two more that the Automaton needs: `timer` and `modernize`."""
 
     def __init__(self, client: Client, engine: Engine) -> None:
         super().__init__(client, engine.readers)
@@ -106,8 +108,14 @@ class FutureClient(FutureVerbs):
         timeout: float | None = None,
     ) -> Future[Process]:
         """Needs a thread to look at a process that is not in memory, and none to wait for what is not there yet."""
-        reader = begin(self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout)
         found: Future[Process] = Future()
+        try:
+            reader = begin(
+                self._engine, ns, id, range, cache=cache, at_least_event_id=at_least_event_id, timeout=timeout
+            )
+        except ProgressorError as error:
+            found.set_exception(error)
+            return found
         if isinstance(reader, Process):
             found.set_result(reader)
             return found
@@ -150,19 +158,23 @@ class FutureClient(FutureVerbs):
         reader.news.add_done_callback(lambda _: wake(over))
 
     def timer(self, *, ns: str, id: str) -> Future[datetime | None]:
-        """When the timer of a process fires; None when it has none, or when it runs."""
-        return self._engine.readers.submit(self._engine.namespace(ns).storage.timer, ns, id)
+        """When the timer of a process fires; None when it has none, or when it runs, or when there is no process."""
+        return self._run(timer, self._engine, ns, id)
 
     def modernize(
         self, *, ns: str, id: str, range: Range | None = None, context: bytes = b"", timeout: float | None = None
     ) -> Future[None]:
         """Has the events of a range brought to their newer representation. Raises NamespaceNotFound when the namespace
-        has no modernizer, ProcessNotFound, RequestTimeout, and ProcessorError when the modernizer fails."""
-        return self._engine.modernizers.submit(modernize, self._engine, ns, id, range, context, timeout)
+        has no modernizer, ProcessNotFound, RequestTimeout, StorageUnavailable, and ProcessorError when the modernizer
+        fails. Events that were stored by then stay so: the same request goes on with the others."""
+        return _in_thread(self._engine.modernizers, modernize, self._engine, ns, id, range, context, timeout)
+
+    def _run(self, verb: Callable[P, T], *args: P.args, **given: P.kwargs) -> Future[T]:
+        return _in_thread(self._engine.readers, verb, *args, **given)
 
     def _submit(
         self,
-        op: Op,
+        op: Op | str,
         ns: str,
         process_id: str,
         args: bytes,
@@ -172,9 +184,14 @@ class FutureClient(FutureVerbs):
         timeout: float | None,
         view: Callable[[Answered], T],
     ) -> Future[T]:
-        answered, seconds = send(self._engine, op, ns, process_id, args, context, range_, key, timeout)
-        expiry = self._engine.timer.after(seconds, partial(_expire, answered))
         result: Future[T] = Future()
+        try:
+            verb = checks.operation(op)
+            answered, seconds = send(self._engine, verb, ns, process_id, args, context, range_, key, timeout)
+        except ProgressorError as error:
+            result.set_exception(error)
+            return result
+        expiry = self._engine.timer.after(seconds, partial(_expire, answered))
         result.set_running_or_notify_cancel()
         answered.add_done_callback(partial(_pass_on, expiry, result, view))
         return result
@@ -349,6 +366,12 @@ def trace(engine: Engine, ns: str, process_id: str) -> Sequence[TraceUnit]:
     return units
 
 
+def timer(engine: Engine, ns: str, process_id: str) -> datetime | None:
+    namespace = engine.namespace(ns)
+    checks.process_id(process_id)
+    return namespace.storage.timer(ns, process_id)
+
+
 def modernize(
     engine: Engine, ns: str, process_id: str, range_: Range | None, context: bytes, timeout: float | None
 ) -> None:
@@ -419,6 +442,15 @@ def _metadata(op: Op, range_: Range | None) -> Metadata | None:
         case Op.REMOVE:
             return {KIND: "request"}
     return None
+
+
+def _in_thread(threads: Executor, verb: Callable[P, T], *args: P.args, **given: P.kwargs) -> Future[T]:
+    try:
+        return threads.submit(verb, *args, **given)
+    except RuntimeError:  # the node has stopped
+        refused: Future[T] = Future()
+        refused.set_exception(StorageUnavailable(STOPPING))
+        return refused
 
 
 def _expire(future: Future[Answered]) -> None:

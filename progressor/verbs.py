@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from progressor import checks
 from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -178,7 +179,8 @@ class Verbs(ABC):
 
 
 class FutureVerbs:
-    """The verbs as futures. Each waits in a thread, unless there is a better way."""
+    """The verbs as futures, with the arguments and errors of `Verbs`. Every error comes with the future, that of bad
+    input too. Each waits in a thread, unless there is a better way."""
 
     def __init__(self, verbs: Verbs, threads: Executor) -> None:
         self._verbs = verbs
@@ -196,7 +198,7 @@ class FutureVerbs:
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> Future[Answered]:
-        return self._submit(checks.operation(op), ns, id, args, context, range, idempotency_key, timeout, _whole)
+        return self._submit(op, ns, id, args, context, range, idempotency_key, timeout, _whole)
 
     def init(
         self,
@@ -282,7 +284,7 @@ class FutureVerbs:
         at_least_event_id: int | None = None,
         timeout: float | None = None,
     ) -> Future[Process]:
-        return self._threads.submit(
+        return self._run(
             self._verbs.get,
             ns=ns,
             id=id,
@@ -295,20 +297,49 @@ class FutureVerbs:
     def put(
         self, *, ns: str, id: str, process: Process, action: Action | None = None, context: bytes = b""
     ) -> Future[None]:
-        return self._threads.submit(self._verbs.put, ns=ns, id=id, process=process, action=action, context=context)
+        return self._run(self._verbs.put, ns=ns, id=id, process=process, action=action, context=context)
 
     def trace(self, *, ns: str, id: str) -> Future[Sequence[TraceUnit]]:
-        return self._threads.submit(self._verbs.trace, ns=ns, id=id)
+        return self._run(self._verbs.trace, ns=ns, id=id)
 
-    def list(self, *, ns: str, **selection: Any) -> Future[Page]:
-        return self._threads.submit(self._verbs.list, ns=ns, **selection)
+    def list(
+        self,
+        *,
+        ns: str,
+        status: str | None = None,
+        metadata: Metadata | None = None,
+        id_prefix: str | None = None,
+        created_from: datetime | None = None,
+        created_to: datetime | None = None,
+        status_changed_from: datetime | None = None,
+        status_changed_to: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Future[Page]:
+        return self._run(
+            self._verbs.list,
+            ns=ns,
+            status=status,
+            metadata=metadata,
+            id_prefix=id_prefix,
+            created_from=created_from,
+            created_to=created_to,
+            status_changed_from=status_changed_from,
+            status_changed_to=status_changed_to,
+            limit=limit,
+            cursor=cursor,
+        )
 
     def health_check(self, namespaces: Sequence[str]) -> Future[tuple[Health, Mapping[str, Any]]]:
-        return self._threads.submit(self._verbs.health_check, namespaces)
+        return self._run(self._verbs.health_check, namespaces)
+
+    def _run(self, verb: Callable[P, T], *args: P.args, **given: P.kwargs) -> Future[T]:
+        """What a verb comes to that has a thread to wait in."""
+        return self._threads.submit(verb, *args, **given)
 
     def _submit(
         self,
-        op: Op,
+        op: Op | str,
         ns: str,
         process_id: str,
         args: bytes,
@@ -334,7 +365,7 @@ class FutureVerbs:
                 )
             )
 
-        return self._threads.submit(asked)
+        return self._run(asked)
 
 
 def _whole(answer: Answered) -> Answered:

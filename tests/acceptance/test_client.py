@@ -6,7 +6,7 @@ import json
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -236,6 +236,21 @@ def test_an_invalid_request_names_the_field(client: Client, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         INVALID[field](client)
     assert caught.value.field == field.partition(" ")[0]
+
+
+def test_a_future_brings_the_refusal_of_bad_input(client: Client) -> None:
+    refused: list[Future[Any]] = [
+        client.future.execute("explode", ns=TALK, id="x"),
+        client.future.call(ns=TALK, id=""),
+        client.future.get(ns="", id="x"),
+        client.future.put(ns=TALK, id="x", process=Process("y")),
+        client.future.trace(ns=TALK, id=""),
+        client.future.list(ns=TALK, limit=0),
+        client.future.health_check(TALK),
+    ]
+    for future in refused:
+        with pytest.raises(InvalidRequest):
+            future.result()
 
 
 @pytest.mark.parametrize("size", [32 * 1024 * 1024, 300_000_000])

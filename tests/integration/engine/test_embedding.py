@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
-from progressor import CannotListen, Node, ProgressorError
+from progressor import CannotListen, Node, Process, ProgressorError, StorageUnavailable
 from tests import stage
 from tests.conftest import Database
 from tests.stage import does, steps
@@ -23,6 +25,26 @@ def test_a_port_that_is_taken_is_an_error_of_ours(database: Database, port: str)
     assert isinstance(failed.value.__cause__, OSError)
     with pytest.raises(RuntimeError, match="starts once"):
         node.start()
+
+
+def test_the_futures_of_a_node_that_has_stopped(database: Database) -> None:
+    with Node.from_config(stage.config(database, {"a/b": steps(does(b"1"))})) as node:
+        node.client.init(ns="a/b", id="p")
+        client = node.client.future
+    p = {"ns": "a/b", "id": "p"}
+    asked: list[Future[Any]] = [
+        client.call(**p),
+        client.get(**p),
+        client.put(ns="a/b", id="new", process=Process("new")),
+        client.trace(**p),
+        client.list(ns="a/b"),
+        client.health_check(["a/b"]),
+        client.timer(**p),
+        client.modernize(**p),
+    ]
+    for future in asked:
+        with pytest.raises(StorageUnavailable, match="the node stops"):
+            future.result()
 
 
 def test_a_node_starts_once(database: Database) -> None:

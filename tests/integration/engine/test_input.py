@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from progressor import Event, InvalidRequest, Process, Range, Remove, SetTimer, now
+from progressor import Event, InvalidRequest, NamespaceNotFound, Process, Range, Remove, SetTimer, now
 from tests.stage import TABLES, Theatre, does
 
 
@@ -165,11 +166,30 @@ def test_bad_input_is_refused_with_the_name_of_the_field_and_nothing_is_stored(t
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_future_refuses_bad_input_too(theatre: Theatre, verb: str) -> None:
+def test_a_future_brings_the_refusal_of_bad_input(theatre: Theatre, verb: str) -> None:
+    """It is given first, whatever is wrong."""
     good = GOOD.get(verb, EXISTING)
-    for field, bad in VERBS[verb][:3]:
-        with pytest.raises(InvalidRequest, match=rf"^{field}: "):
-            getattr(theatre.node.client.future, verb)(**{**good, **bad}).result()
+    for field, bad in VERBS[verb]:
+        future = getattr(theatre.node.client.future, verb)(**{**good, **bad})
+        with pytest.raises(InvalidRequest) as refused:
+            future.result()
+        assert refused.value.field == field, bad
+
+
+def test_a_future_brings_the_other_refusals_too(theatre: Theatre) -> None:
+    client, ghost = theatre.node.client.future, {"ns": "no/where", "id": "p"}
+    for verb in VERBS:
+        nowhere: dict[str, Any] = {"namespaces": ["no/where"]} if verb == "health_check" else {"ns": "no/where"}
+        assert_brings(NamespaceNotFound, getattr(client, verb)(**{**GOOD.get(verb, EXISTING), **nowhere}))
+    assert_brings(NamespaceNotFound, client.timer(**ghost))
+    assert_brings(NamespaceNotFound, client.modernize(**ghost))
+    assert_brings(InvalidRequest, client.timer(ns="a/b", id=""))
+    assert_brings(InvalidRequest, client.execute("explode", **EXISTING))
+
+
+def assert_brings(error: type[Exception], future: Future[Any]) -> None:
+    with pytest.raises(error):
+        future.result()
 
 
 def test_what_is_just_good_enough(theatre: Theatre) -> None:
