@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -31,7 +32,7 @@ def test_the_futures_of_a_node_that_has_stopped(database: Database) -> None:
     with Node.from_config(stage.config(database, {"a/b": steps(does(b"1"))})) as node:
         node.client.init(ns="a/b", id="p")
         client = node.client.future
-    p = {"ns": "a/b", "id": "p"}
+    p: Mapping[str, Any] = {"ns": "a/b", "id": "p"}
     asked: list[Future[Any]] = [
         client.call(**p),
         client.get(**p),

@@ -177,7 +177,8 @@ def test_a_future_brings_the_refusal_of_bad_input(theatre: Theatre, verb: str) -
 
 
 def test_a_future_brings_the_other_refusals_too(theatre: Theatre) -> None:
-    client, ghost = theatre.node.client.future, {"ns": "no/where", "id": "p"}
+    client = theatre.node.client.future
+    ghost: Mapping[str, Any] = {"ns": "no/where", "id": "p"}
     for verb in VERBS:
         nowhere: dict[str, Any] = {"namespaces": ["no/where"]} if verb == "health_check" else {"ns": "no/where"}
         assert_brings(NamespaceNotFound, getattr(client, verb)(**{**GOOD.get(verb, EXISTING), **nowhere}))
