@@ -67,7 +67,10 @@ def inflated(stored: bytes) -> bytes:
 
 
 def encode(term: Plain) -> bytes:
-    """The term; texts are binaries, numbers are 0 to 255. A third of the time of erlang_py, once in each request."""
+    """The term; texts are binaries of their Latin-1, as in the headers of HTTP, numbers are 0 to 255.
+
+    A third of the time of erlang_py, once in each request.
+    """
     return VERSION + _encoded(term)
 
 
@@ -78,7 +81,7 @@ def name(atom: OtpErlangAtom) -> str:
 
 def _encoded(term: Plain) -> bytes:
     if isinstance(term, str):
-        text = term.encode()
+        text = term.encode("latin-1")
         return _head(109, len(text)) + text
     if isinstance(term, int):
         return bytes((97, term))

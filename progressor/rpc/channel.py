@@ -21,9 +21,6 @@ from progressor.errors import CannotConnect, RequestTimeout
 from progressor.rpc.address import Address
 from progressor.rpc.connection import LOST, Connection, HttpConnection, TcpConnection
 
-SHORTEST, LONGEST = 0.001, 1e6
-"""Seconds that a socket can wait: 0 means something else to it, and more does not fit."""
-
 
 class Effect(Enum):
     """What a request does when it is executed twice."""
@@ -88,9 +85,8 @@ class Channel:
     def _attempt(self, message: bytes, deadline: float, *, is_new: bool) -> bytes:
         """Raises _Lost, and as `exchange`."""
         connection = (None if is_new else self._take_idle()) or self._connect()
-        was_sent = False
+        connection.deadline, was_sent = deadline, False
         try:
-            connection.socket.settimeout(min(max(SHORTEST, deadline - monotonic()), LONGEST))
             was_sent = connection.send(message)
             answer = connection.receive()
         except LOST as error:
@@ -130,6 +126,7 @@ class Channel:
             connection = self._open()
         except LOST as error:
             raise self._cannot_connect(error) from error
+        connection.deadline = monotonic() + self._connect_timeout
         try:
             self._greet(connection)
         except LOST as error:

@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 from progressor.errors import CannotConnect, InvalidRequest, UnexpectedAnswer
 from progressor.rpc.address import Address
+from progressor.rpc.deadline import responses, until
 from progressor.rpc.woody import CONTENT_TYPE, ERROR_REASON
 
 HEAD = struct.Struct(">i")
@@ -23,6 +24,8 @@ LOST = (OSError, EOFError, http.client.HTTPException)
 
 class Connection(ABC):
     socket: socket.socket
+    deadline: float
+    """Until then, by the monotonic clock, a message is sent, and its whole answer received; else TimeoutError."""
 
     @abstractmethod
     def send(self, message: bytes) -> bool:
@@ -63,7 +66,7 @@ class TcpConnection(Connection):
         for at in range(0, len(frame), PORTION):
             if at and not self.is_usable:
                 return False
-            self.socket.sendall(frame[at : at + PORTION])
+            until(self.deadline, self.socket).sendall(frame[at : at + PORTION])
         return True
 
     def receive(self) -> bytes:
@@ -75,7 +78,7 @@ class TcpConnection(Connection):
     def _read(self, size: int) -> bytes:
         found = bytearray()
         while len(found) < size:
-            part = self.socket.recv(min(size - len(found), PORTION))
+            part = until(self.deadline, self.socket).recv(min(size - len(found), PORTION))
             if not part:
                 raise EOFError("the node has closed the connection")
             found += part
@@ -96,10 +99,12 @@ class HttpConnection(Connection):
         self._headers: Mapping[str, str] = {"content-type": CONTENT_TYPE, "accept": CONTENT_TYPE, **authorization}
 
     def send(self, message: bytes) -> bool:
+        until(self.deadline, self.socket)
         self._http.request("POST", self._path, message, self._headers)
         return True
 
     def receive(self) -> bytes:
+        self._http.response_class = responses(self.deadline)
         answer = self._http.getresponse()
         body = answer.read()
         if answer.status == HTTPStatus.OK:

@@ -22,6 +22,9 @@ ERROR_CLASS, ERROR_REASON = "woody.error-class", "woody.error-reason"
 UNEXPECTED, UNAVAILABLE, UNKNOWN = "Result Unexpected", "Resource Unavailable", "Result Unknown"
 BUSINESS = "Business Error"
 META = "woody.meta."
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+"""What the name and the value of a header may be (RFC 9110)."""
 LONGEST_ID = 64
 LONGEST_REASON = 1000
 _IDS = ("woody.trace-id", "woody.span-id", "woody.parent-id")
@@ -58,7 +61,10 @@ def bad_request(reason: str) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Where a call comes from and how long it may take."""
+    """Where a call comes from and how long it may take.
+
+    Its texts are those of headers, a character for each byte: whoever sends UTF-8 is handed on UTF-8.
+    """
 
     trace_id: str
     span_id: str
@@ -72,10 +78,12 @@ class Call:
         return None if self.deadline is None else (self.deadline - now()).total_seconds()
 
     def headers(self) -> dict[str, str]:
-        """Of a call that is made because of this one: a span of its own in the same trace."""
+        """Of a call that is made because of this one: a span of its own in the same trace. What no header can carry is
+        left out: a context may come from elsewhere."""
         headers = {"woody.trace-id": self.trace_id, "woody.span-id": new_id(), "woody.parent-id": self.span_id}
-        headers |= {f"{META}{key}": value for key, value in self.meta.items()}
-        if self.traceparent is not None:
+        meta = self.meta.items()
+        headers |= {f"{META}{k}": value for k, value in meta if _NAME.fullmatch(k) and _FIELD.fullmatch(value)}
+        if self.traceparent is not None and _FIELD.fullmatch(self.traceparent):
             headers["traceparent"] = self.traceparent
         return headers
 
@@ -124,7 +132,7 @@ def from_context(context: bytes) -> Call:
     try:
         term = terms.decode(context)
         (_, ids, *metas), otel = term[_binary("woody")], term[_binary("otel")]
-        span_id, trace_id, parent_id = map(_text, ids)
+        span_id, trace_id, parent_id = map(_id, ids)
         meta = {_text(key): _text(value) for key, value in dict(*metas).items()}
         trace = f"00-{_text(otel[0])}-{_text(otel[1])}-{otel[2]:02x}" if otel else None
     except Exception:  # not our bytes: whatever the shape of the term makes of it
@@ -138,7 +146,14 @@ def new_id() -> str:
 
 
 def _text(term: OtpErlangBinary) -> str:
-    text: str = term.value.decode()
+    text: str = term.value.decode("latin-1")
+    return text
+
+
+def _id(term: OtpErlangBinary) -> str:
+    text = _text(term)
+    if not 0 < len(text) <= LONGEST_ID or not _FIELD.fullmatch(text):
+        raise ValueError("no id")
     return text
 
 

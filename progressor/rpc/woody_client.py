@@ -7,11 +7,14 @@ when it was certainly not executed or nobody knows, ProcessorError when another 
 from __future__ import annotations
 
 from datetime import timedelta
+from time import monotonic
 from types import ModuleType
 from typing import Any
 
 import urllib3
 from thrift.Thrift import TException
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -25,12 +28,33 @@ from progressor.errors import ProcessorError, TransientError
 from progressor.model import now
 from progressor.rpc import codec, woody
 from progressor.rpc.codec import DecodeError
+from progressor.rpc.deadline import LONGEST, responses
 
 MAX_ANSWER = 64 * 1024 * 1024
 LONGEST_CONNECT = 1.0
 _TRANSIENT = (woody.UNAVAILABLE.lower(), woody.UNKNOWN.lower())
 CONNECTIONS = 200
 """Kept alive; a pool of workers has as many by default."""
+
+
+class _InTime(HTTPConnection):
+    """The whole of an answer comes within the timeout."""
+
+    def getresponse(self) -> Any:
+        self.response_class = responses(monotonic() + float(self.timeout or LONGEST))
+        return super().getresponse()
+
+
+class _TlsInTime(_InTime, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _InTime
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsInTime
 
 
 class WoodyClient:
@@ -42,6 +66,7 @@ class WoodyClient:
         self._module = module
         self._timeout = timeout
         self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, retries=False)
+        self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def call(self, method: str, argument: Any, cause: woody.Call) -> Any:
         """The result of a method with one argument, at most until the deadline of `cause`. Raises what it declares,
@@ -60,7 +85,7 @@ class WoodyClient:
         headers = {"content-type": woody.CONTENT_TYPE, "accept": woody.CONTENT_TYPE, **cause.headers()}
         # Milliseconds, as the Erlang library writes it.
         headers["woody.deadline"] = rfc3339.show(now() + timedelta(seconds=seconds), "milliseconds")
-        timeout = urllib3.Timeout(connect=min(seconds / 5, LONGEST_CONNECT), read=seconds)
+        timeout = urllib3.Timeout(seconds, connect=min(seconds / 5, LONGEST_CONNECT))
         try:
             answer = self._pool.request(
                 "POST", self._url, message, headers=headers, timeout=timeout, redirect=False, preload_content=False

@@ -41,6 +41,7 @@ from progressor import (
 from progressor.storage.embedded import EmbeddedPostgres
 from tests.acceptance.nodes import FREE_PORT, NS, Gates, NodeProcess, as_toml, config, started
 from tests.acceptance.relay import Loss, Relay, relaying
+from tests.acceptance.slow import dripping
 from tests.conftest import Database, fresh_database
 from tests.eventually import eventually
 
@@ -382,6 +383,24 @@ def test_somebody_who_never_speaks(name: str) -> None:
         socket.create_server(("127.0.0.1", 0)) as silent,
         Client(f"thrift://127.0.0.1:{silent.getsockname()[1]}", connect_timeout=0.3) as client,
         pytest.raises(CannotConnect, match="timed out"),
+    ):
+        client.call(ns=TALK, id=name)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "beginning"),
+    [
+        ("thrift", b"\0\x0f\0\0"),
+        ("http", b"HTTP/1.1 200 OK\r\nx: "),
+        ("http", b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"),
+    ],
+)
+def test_an_answer_that_never_ends(scheme: str, beginning: bytes, name: str) -> None:
+    """Over TCP already the first one of a connection."""
+    with (
+        dripping(beginning) as port,
+        Client(f"{scheme}://127.0.0.1:{port}", connect_timeout=0.3, read_timeout=0.3) as client,
+        pytest.raises((CannotConnect, RequestTimeout), match=r"timed out|no answer in time"),
     ):
         client.call(ns=TALK, id=name)
 

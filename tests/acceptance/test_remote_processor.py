@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from progressor import ConfigError, Event, Intent, ProcessorError, Remove, SetTimer, StepRequest, UnsetTimer, now
+from progressor import ConfigError, Event, Intent, ProcessorError, Remove, SetTimer, StepRequest, UnsetTimer, now, terms
 from progressor import TransientError as Transient
 from progressor.model import Process, TaskType
 from progressor.processor import resolve
@@ -27,6 +27,7 @@ from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.processor_server import serving
 from progressor.rpc.remote import _action as remote_action
 from tests.acceptance.nodes import FREE_PORT, WOODY_IDS, NodeProcess, as_toml, automaton, config, started
+from tests.acceptance.slow import dripping
 from tests.conftest import Database
 from tests.eventually import eventually
 
@@ -164,8 +165,10 @@ def remote() -> Iterator[Callable[..., Intent]]:
     with serving("tests.acceptance.test_remote_processor:step") as url:
         processor = resolve("thrift", {"url": url, "timeout": 5})
 
-        def run(args: bytes, task: TaskType = TaskType.CALL, process: Process | None = None) -> Intent:
-            return processor(StepRequest(task, args, process or Process("p"), "ns"), b"")
+        def run(
+            args: bytes, task: TaskType = TaskType.CALL, process: Process | None = None, context: bytes = b""
+        ) -> Intent:
+            return processor(StepRequest(task, args, process or Process("p"), "ns"), context)
 
         yield run
 
@@ -206,6 +209,16 @@ def test_what_the_protocol_does_not_carry(remote: Callable[..., Intent]) -> None
         remote(b"metadata")
 
 
+def test_a_context_that_http_cannot_carry_whole_breaks_nothing(remote: Callable[..., Intent]) -> None:
+    user = "Иван".encode()
+
+    def told(meta: dict[str, terms.Plain]) -> Mapping[str, str]:
+        context = terms.encode({"woody": [1, ["span", "trace", "parent"], meta], "otel": []})
+        return woody.from_context(remote(b"context", context=context).response or b"").meta
+
+    assert told({"user": user.decode("latin-1"), "a b": "x", "c": "x\r\ny"}) == {"user": user.decode("latin-1")}
+
+
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "progressor.rpc.processor_server", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -224,6 +237,16 @@ def test_a_server_that_is_used_wrongly_says_so(wrong: list[str]) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert wrong[-1] in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"]
+)
+def test_an_answer_that_never_ends(beginning: bytes) -> None:
+    with dripping(beginning) as port, pytest.raises(Transient, match="result unknown"):
+        resolve("thrift", {"url": f"http://127.0.0.1:{port}/", "timeout": 0.5})(
+            StepRequest(TaskType.CALL, b"", Process("p"), "ns"), b""
+        )
 
 
 def reply(success: bool = True, seqid: int = 0) -> bytes:

@@ -291,5 +291,29 @@ def test_a_context_says_where_a_task_came_from() -> None:
 def test_a_context_that_is_none_of_ours_begins_a_new_trace() -> None:
     inner = zlib.compress(b"j")
     bomb = b"\x83t\0\0\0\1m\0\0\0\5woodyP\0\0\0\1" + inner
-    for context in (b"", b"text", b"\x83j", bomb):
+    many = terms.encode({"woody": [1, ["s", "t", "p"], {str(n): "" for n in range(terms.MAX_TAGS)}], "otel": []})
+    ids = [terms.encode({"woody": [1, [id_, "t", "p"]], "otel": []}) for id_ in ("", "a\r\nb", "x" * 65)]
+    for context in (b"", b"text", b"\x83j", bomb, many, *ids):
         assert woody.from_context(context).parent_id == "undefined"
+
+
+def test_the_bytes_of_a_header_are_those_of_a_context() -> None:
+    user = "Иван".encode()
+    headers = {
+        "woody.trace-id": "t",
+        "woody.span-id": "s",
+        "woody.parent-id": "p",
+        "woody.meta.user": user.decode("latin-1"),
+    }
+    context = woody.read_call(headers).context()
+    assert user in context
+    assert woody.from_context(context).headers()["woody.meta.user"].encode("latin-1") == user
+
+
+def test_what_no_header_can_carry_is_left_out() -> None:
+    meta = {"a b": "1", "a": "x\r\ny", "b": "\0", "": "2", "\xff": "3", "good": "4\t\xff"}
+    otel: list[terms.Plain] = ["a\r\nb", "b", 1]
+    context = terms.encode({"woody": [1, ["s", "t", "p"], dict(meta)], "otel": otel})
+    headers = woody.from_context(context).headers()
+    assert {name for name in headers if name.startswith(woody.META)} == {"woody.meta.good"}
+    assert "traceparent" not in headers
