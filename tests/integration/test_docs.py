@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from configparser import ConfigParser
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 def test_every_file_and_heading_that_the_code_refers_to_exists() -> None:
     for path in CODE:
-        for document, heading in re.findall(r'(?<![\w/*])(?<![^"]")([\w./-]+\.md)(?:, "([^"]+)")?', path.read_text()):
+        for document, heading in re.findall(r'(?<![\w/*.-])(?<![^"]")([\w./-]+\.md)(?:, "([^"]+)")?', path.read_text()):
             assert (TOP / document).exists(), (path, document)
             assert not heading or re.search(rf"^## {heading}$", (TOP / document).read_text(), re.MULTILINE), heading
 
@@ -173,6 +174,15 @@ def test_every_metric_is_explained() -> None:
     names = {f.name + ("_total" if f.type == "counter" else "") for f in metrics.registry.collect()}
     table = (TOP / "docs/operations.md").read_text().partition("## Metrics")[2].partition("## ")[0]
     assert set(re.findall(r"`(progressor_\w+)`", table)) == names
+
+
+def test_every_dependency_has_a_reason() -> None:
+    setup = ConfigParser()
+    setup.read(TOP / "setup.cfg")
+    needed = set(re.findall(r"^[\w-]+", setup["options"]["install_requires"], re.MULTILINE))
+    table = (TOP / "docs/adr/0001-actors-and-supervision.md").read_text().partition("| dependency |")[2]
+    rows = re.findall(r"^\| (`.+?`) \| \w", table, re.MULTILINE)
+    assert set(re.findall(r"`([\w-]+)`", " ".join(rows))) == needed
 
 
 def configuration_section() -> str:
