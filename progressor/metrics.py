@@ -57,7 +57,7 @@ class Metrics:
         self.oldest_ready = self._gauge(
             "progressor_tasks_ready_oldest_seconds", "How long the first of them has been waiting"
         )
-        self.expected_tasks = self._gauge("progressor_tasks_expected", "Timers in memory")
+        self.expected_tasks = self._gauge("progressor_tasks_expected", "Hints of tasks in memory")
         self.waiting_callers = self._gauge("progressor_callers_waiting", "Tasks that callers of this node wait for")
         self.retries = self._counter("progressor_retries", "Steps that will be tried again")
         self.failures = self._counter("progressor_failures", "Steps that ended in error", "task_type")

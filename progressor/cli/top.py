@@ -70,7 +70,7 @@ def view(look: Look, last: Look | None) -> str:
     """Text for one look; rates need a last one."""
     loads = look.loads
     rows = [_row(process, ns, load, _rates(look, last, (process, ns))) for (process, ns), load in loads.items()]
-    heads = ("NAMESPACE", "NODE", "BUSY", "WORKERS", "READY", "OLDEST S", "TIMERS", "CALLERS")
+    heads = ("NAMESPACE", "NODE", "BUSY", "WORKERS", "READY", "OLDEST S", "HINTS", "CALLERS")
     return "\n\n".join(
         part
         for part in (

@@ -128,7 +128,7 @@ def _events(history: Sequence[Event]) -> str:
 
 def _trace(units: Sequence[TraceUnit]) -> str:
     return table(
-        ("TASK", "TYPE", "STATUS", "SCHEDULED", "RUNNING", "FINISHED", "ATTEMPTS", "EVENTS", "ARGS", "ANSWER"),
+        ("TASK", "TYPE", "STATUS", "SCHEDULED", "RUNNING", "FINISHED", "FAILED", "EVENTS", "ARGS", "ANSWER"),
         [
             (
                 unit.task_id,

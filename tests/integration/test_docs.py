@@ -169,11 +169,32 @@ def test_the_first_two_commands_of_the_readme_run_the_demonstration_and_the_test
     assert re.findall(r"^\$ (.+?) +#", first.text, re.MULTILINE) == ["make demo", "make test"]
 
 
-def test_every_metric_is_explained() -> None:
-    metrics = Node.from_config(TOP / "config/sys.toml").metrics
-    names = {f.name + ("_total" if f.type == "counter" else "") for f in metrics.registry.collect()}
-    table = (TOP / "docs/operations.md").read_text().partition("## Metrics")[2].partition("## ")[0]
-    assert set(re.findall(r"`(progressor_\w+)`", table)) == names
+def section(heading: str) -> str:
+    """Of docs/operations.md."""
+    return (TOP / "docs/operations.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_every_metric_is_explained_with_its_labels() -> None:
+    registry = Node.from_config(TOP / "config/sys.toml").metrics.registry
+    rows = [line.removeprefix("| ").split(" | ") for line in section("Metrics").splitlines() if "`progressor_" in line]
+    told = {
+        name: re.findall(r"`(\w+)`", labels) for names, labels, *_ in rows for name in re.findall(r"`(\w+)`", names)
+    }
+    assert set(told) == {f.name + ("_total" if f.type == "counter" else "") for f in registry.collect()}
+    for collector, names in registry._collector_to_names.items():
+        for name in told.keys() & set(names):
+            assert told[name] == list(collector._labelnames), name  # type: ignore[attr-defined]
+
+
+def test_what_one_sees_of_a_failure_is_what_the_code_says() -> None:
+    code = "".join(path.read_text() for path in CODE if TOP / "progressor" in path.parents)
+    failures = [line.split(" | ")[1] for line in section("Failure modes").splitlines() if line.startswith("| ")]
+    problems = [line.split(" | ")[0] for line in section("Health").splitlines() if line.startswith("| ")]
+    texts = [text for cell in failures + problems for text in re.findall(r"`([^`]+)`", cell)]
+    assert texts
+    for text in texts:
+        for part in text.split("…"):
+            assert text.startswith("progressor_") or part.strip(" :") in code, text
 
 
 def test_every_dependency_has_a_reason() -> None:
@@ -185,12 +206,8 @@ def test_every_dependency_has_a_reason() -> None:
     assert set(re.findall(r"`([\w-]+)`", " ".join(rows))) == needed
 
 
-def configuration_section() -> str:
-    return (TOP / "docs/operations.md").read_text().partition("## Configuration")[2].partition("## Sizing")[0]
-
-
 def test_every_key_of_the_configuration_is_explained() -> None:
-    explained = set(re.findall(r"`[\w.]*?(\w+)`", configuration_section()))
+    explained = set(re.findall(r"`[\w.]*?(\w+)`", section("Configuration")))
     for name_, part in vars(configuration).items():
         if not dataclasses.is_dataclass(part) or name_.startswith("_"):
             continue
@@ -202,7 +219,7 @@ def test_every_key_of_the_configuration_is_explained() -> None:
 
 def told_defaults() -> Iterator[tuple[str, str]]:
     """The keys of the tables, whole, with what is told of each: TOML, a dash, or a word."""
-    for line in configuration_section().splitlines():
+    for line in section("Configuration").splitlines():
         if line.startswith("| `"):
             keys, defaults = line.removeprefix("| ").split(" | ")[:2]
             first, *others = re.findall(r"`([\w.…]+)`", keys)
