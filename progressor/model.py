@@ -182,7 +182,14 @@ class Op(StrEnum):
 
 @value
 class TraceUnit:
-    """One task of a process, as the audit trail shows it, with the events that it produced."""
+    """One task of a process, as the audit trail shows it, with the events that it produced.
+
+    `scheduled`: when it is due, or was; `running`: when its last attempt began; `finished`: when it ended. `metadata`:
+    the range that its request gave, or its kind. `error`: why it ended without success, or `cancelled` for a timer that
+    was replaced; None for all others.
+    `retry_attempts`: how many attempts have failed, or ended with their node. `retry_interval`: whole seconds from the
+    failed attempt to the next one, while that is awaited or runs; else 0.
+    """
 
     task_id: int
     task_type: TaskType

@@ -16,7 +16,25 @@ T = TypeVar("T")
 
 
 class Verbs(ABC):
-    """The verbs, waiting for their answers. `future` has the same verbs as futures."""
+    """The verbs, waiting for their answers. `future` has the same verbs as futures.
+
+    What they take:
+
+    - `ns`: the namespace. `id`: the process, 1 to 256 characters without NUL.
+    - `args`: bytes for the step. `context`: bytes for the step and the timers that it sets.
+    - `range`: the slice of the history that the step is given, or that is read; None: all of it.
+    - `idempotency_key`: 1 to 256 characters without NUL, unique in the namespace. All requests with one key have one
+      effect and get one answer, whatever that was.
+    - `timeout`: seconds to wait for the answer; at most, and by default, `process_step_timeout` of the namespace.
+
+    What they raise, beside what each says:
+
+    - All: InvalidRequest with the field, NamespaceNotFound, StorageUnavailable (nothing was stored: try again) and
+      StorageRejected (the database refuses these data, and will again).
+    - Those with a `timeout`: RequestTimeout. The outcome is unknown, and what was asked for may go on.
+    - Those with an `idempotency_key`: IdempotencyConflict, when it was used for another process, verb or args.
+    - All over a connection: CannotConnect and AccessDenied (nothing was done), UnexpectedAnswer, RequestTimeout.
+    """
 
     future: FutureVerbs
 
@@ -32,9 +50,9 @@ class Verbs(ABC):
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> Answered:
-        """The verb `op` with all that its answer says: also the task, and the last event, for a later
-        `get(at_least_event_id=...)`. The verbs below are short for it. `simple_repair` and `remove` run no step of
-        their own: they use neither `args` nor `range`."""
+        """The verb `op`, from `init` to `remove`, with all that its answer says: also the task, and the last event, for
+        a later `get(at_least_event_id=...)`. The verbs below are short for it. `simple_repair` and `remove` run no step
+        of their own: they use neither `args` nor `range`."""
         return self._ask(checks.operation(op), ns, id, args, context, range, idempotency_key, timeout)
 
     def init(
@@ -48,7 +66,8 @@ class Verbs(ABC):
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
-        """Creates a process and runs its init. Raises ProcessAlreadyExists, ProcessorError, RequestTimeout."""
+        """Creates a process and runs its init; the response of the step. Raises ProcessAlreadyExists, and
+        ProcessorError when the step fails."""
         return self._ask(Op.INIT, ns, id, args, context, range, idempotency_key, timeout).response
 
     def call(
@@ -62,8 +81,9 @@ class Verbs(ABC):
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
-        """Runs a call, after those that were accepted before. Raises ProcessNotFound, ProcessInError,
-        ProcessorError, RequestTimeout."""
+        """Runs a call, after those that were accepted before; the response of the step. Raises ProcessNotFound and
+        ProcessInError, also when the process is removed or breaks before its turn, and ProcessorError when the step
+        fails."""
         return self._ask(Op.CALL, ns, id, args, context, range, idempotency_key, timeout).response
 
     def repair(
@@ -77,8 +97,8 @@ class Verbs(ABC):
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
-        """Runs a repair of a process in error. Raises ProcessNotFound, ProcessRunning, ProcessInInit,
-        ProcessorError, RequestTimeout."""
+        """Runs a repair of a process in error; the response of the step. Raises ProcessNotFound, ProcessRunning,
+        ProcessInInit, and ProcessorError when the step fails: the process is as it was then."""
         return self._ask(Op.REPAIR, ns, id, args, context, range, idempotency_key, timeout).response
 
     def simple_repair(
@@ -90,7 +110,8 @@ class Verbs(ABC):
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Lets a process in error go on where it broke. Raises as `repair`, without ProcessorError."""
+        """Lets a process in error go on where it broke, and does not wait for that: a timer that broke it is run
+        again, with this `context`. Raises ProcessNotFound, ProcessRunning, ProcessInInit."""
         self._ask(Op.SIMPLE_REPAIR, ns, id, b"", context, None, idempotency_key, timeout)
 
     def notify(
@@ -104,8 +125,8 @@ class Verbs(ABC):
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> int:
-        """Stores a notification, which the processor sees in order with calls; its task id.
-        Raises ProcessNotFound, ProcessInError."""
+        """Stores a notification, which the processor sees in order with calls, and does not wait for that; its task
+        id. Raises ProcessNotFound, ProcessInError."""
         return self._ask(Op.NOTIFY, ns, id, args, context, range, idempotency_key, timeout).task_id
 
     def remove(
@@ -131,12 +152,20 @@ class Verbs(ABC):
         at_least_event_id: int | None = None,
         timeout: float | None = None,
     ) -> Process:
-        """Reads a process with a slice of its history; waits while its init runs. Raises ProcessNotFound,
-        RequestTimeout."""
+        """Reads a process with a slice of its history; waits while its init runs.
+
+        `cache`: it may be answered from memory, if the namespace has a cache. `at_least_event_id`: waits until the
+        process has this event. Raises ProcessNotFound.
+        """
 
     @abstractmethod
     def put(self, *, ns: str, id: str, process: Process, action: Action | None = None, context: bytes = b"") -> None:
-        """Imports a ready process with its history. Raises ProcessAlreadyExists."""
+        """Imports a ready process with its history; no step runs.
+
+        `process`: of this `id`, running or in error; numbers of events, 1 to n, and times may be left out. `action`:
+        SetTimer if it is to have a timer. Raises ProcessAlreadyExists, and RequestTimeout when it may have been stored:
+        `get` tells.
+        """
 
     @abstractmethod
     def trace(self, *, ns: str, id: str) -> Sequence[TraceUnit]:
@@ -157,11 +186,15 @@ class Verbs(ABC):
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Processes in the order of their ids, without histories, a page at a time. `metadata`: contains it."""
+        """Processes in the order of their ids, without histories, a page at a time: all that is asked for holds.
+
+        `metadata`: what that of the process contains. `created_from`, `created_to` and their like: aware datetimes, the
+        first included, the second not. `limit`: 1 to 10,000. `cursor`: that of the page before; None: the first page.
+        """
 
     @abstractmethod
     def health_check(self, namespaces: Sequence[str]) -> tuple[Health, Mapping[str, Any]]:
-        """Whether these namespaces work, with details that JSON can carry. Raises NamespaceNotFound."""
+        """Whether these namespaces work, with details that JSON can carry. Asks the node, not the database."""
 
     @abstractmethod
     def _ask(

@@ -65,7 +65,7 @@ struct Request {
   4: optional binary    context
   /** The slice of the history that the step is given; all of it when it is left out. */
   5: optional Range     range
-  /** All requests with one key have one effect, and get the same answer. */
+  /** 1 to 256 characters. All requests with one key have one effect, and get the same answer. */
   6: optional string    idempotency_key
   /** How long to wait for the answer, at most the `process_step_timeout` of the namespace. */
   7: optional Seconds   timeout
@@ -146,7 +146,8 @@ struct PutRequest {
   5: optional binary     context
 }
 
-/** One task of a process, with the events that it produced. */
+/** One task of a process, with the events that it produced. `retry_attempts`: those that have failed, or ended with their
+    node; `retry_interval`: from the failed one to the next, while that is awaited or runs. */
 struct TraceUnit {
   1:  required TaskID      task_id
   2:  required TaskType    task_type
@@ -176,6 +177,7 @@ struct ListRequest {
   6:  optional Timestamp     created_to
   7:  optional Timestamp     status_changed_from
   8:  optional Timestamp     status_changed_to
+  /** 1 to 10,000. */
   9:  optional i32           limit = 100
   /** Of the page before. */
   10: optional string        cursor

@@ -209,7 +209,7 @@ class Request(object):
      - arguments
      - context
      - range: The slice of the history that the step is given; all of it when it is left out.
-     - idempotency_key: All requests with one key have one effect, and get the same answer.
+     - idempotency_key: 1 to 256 characters. All requests with one key have one effect, and get the same answer.
      - timeout: How long to wait for the answer, at most the `process_step_timeout` of the namespace.
 
     """
@@ -1252,7 +1252,8 @@ class PutRequest(object):
 
 class TraceUnit(object):
     """
-    One task of a process, with the events that it produced.
+    One task of a process, with the events that it produced. `retry_attempts`: those that have failed, or ended with their
+    node; `retry_interval`: from the failed one to the next, while that is awaited or runs.
 
     Attributes:
      - task_id
@@ -1503,7 +1504,7 @@ class ListRequest(object):
      - created_to
      - status_changed_from
      - status_changed_to
-     - limit
+     - limit: 1 to 10,000.
      - cursor: Of the page before.
 
     """
