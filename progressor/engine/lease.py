@@ -12,35 +12,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol
 
 from progressor.engine.directory import Directory, Role
 from progressor.engine.messages import CollectZombies, LeaseReplaced, WakeUp
-from progressor.engine.ports import Peer
+from progressor.engine.ports import LeaseStore, Peer
 from progressor.errors import StorageError
 from progressor.otp import Actor, Timer
 
 logger = logging.getLogger(__name__)
-
-
-class LeaseStore(Protocol):
-    """The rows of the nodes. Every method may raise StorageUnavailable."""
-
-    def acquire(self, node_name: str, seconds: float) -> int:
-        """A new epoch."""
-
-    def renew(self, epoch: int, seconds: float) -> float | None:
-        """How many seconds the lease had left, by the database's clock; less than none when it had expired. None when
-        the row is gone."""
-
-    def bury(self, epoch: int) -> Sequence[int]:
-        """Declares the other nodes dead whose rows have expired; their epochs."""
-
-    def peers(self) -> Sequence[Peer]: ...
-
-    def give_up(self, epoch: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Lease:

@@ -261,6 +261,26 @@ class Peer:
     """Until its row expires; below 0 it may be declared dead."""
 
 
+class LeaseStore(Protocol):
+    """The rows of the nodes. Every method may raise StorageUnavailable."""
+
+    def acquire(self, node_name: str, seconds: float) -> int:
+        """A new epoch."""
+
+    def renew(self, epoch: int, seconds: float) -> float | None:
+        """How many seconds the lease had left, by the database's clock; less than none when it had expired. None when
+        the row is gone."""
+
+    def bury(self, epoch: int) -> Sequence[int]:
+        """Declares the other nodes dead whose rows have expired; their epochs."""
+
+    def peers(self) -> Sequence[Peer]: ...
+
+    def give_up(self, epoch: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Committer(Protocol):
     """The write side of a database, used by one writer."""
 

@@ -48,7 +48,7 @@ _GIVE_UP = "delete from progressor_nodes where epoch = %s returning epoch"
 
 
 class PostgresLeases:
-    """Implements `lease.LeaseStore`. `patience` (seconds) bounds every statement. Used by one thread."""
+    """Implements `ports.LeaseStore`. `patience` (seconds) bounds every statement. Used by one thread."""
 
     def __init__(self, conninfo: Mapping[str, Any], patience: float) -> None:
         self._conninfo = conninfo
