@@ -7,9 +7,7 @@ is sent, so that its transaction is either committed or gone, and the same batch
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
@@ -42,7 +40,6 @@ from progressor.errors import (
     ProcessInInit,
     ProcessNotFound,
     ProcessRunning,
-    StorageRejected,
     StorageUnavailable,
 )
 from progressor.model import Answered, Op, Process, Range, TaskType
@@ -216,28 +213,15 @@ def _calls(ns: str, batch: Batch, epoch: int, streams: Streams, again: bool) -> 
     """The functions to call for the work of one namespace, in their order."""
     ids = sorted({r.process_id for r in batch.requests} | {c.task.process_id for c in batch.completions})
     calls: dict[str, tuple[Any, ...]] = {}
-    with _unpackable_rejected():
-        if ids:
-            calls["lock"] = (packing.text(ids),)
-        if batch.requests:
-            calls["prepare"] = (epoch, again, streams.lifecycle, *_pack_requests(batch.requests))
-        if batch.completions:
-            calls["complete"] = (
-                *(epoch, streams.events, streams.lifecycle),
-                *_pack_completions(batch.completions),
-            )
-        if batch.claims:
-            calls["claim"] = (epoch, *_pack_claims(batch.claims))
+    if ids:
+        calls["lock"] = (packing.text(ids),)
+    if batch.requests:
+        calls["prepare"] = (epoch, again, streams.lifecycle, *_pack_requests(batch.requests))
+    if batch.completions:
+        calls["complete"] = (epoch, streams.events, streams.lifecycle, *_pack_completions(batch.completions))
+    if batch.claims:
+        calls["claim"] = (epoch, *_pack_claims(batch.claims))
     return {name: (sql.call(ns, name, len(arguments)), arguments) for name, arguments in calls.items()}
-
-
-@contextmanager
-def _unpackable_rejected() -> Iterator[None]:
-    """What has no place in a column: no JSON, a number too big, a lone surrogate."""
-    try:
-        yield
-    except (TypeError, ValueError, OverflowError, struct.error) as error:
-        raise StorageRejected(f"{StorageRejected.text}: {error}") from error
 
 
 def _send(connection: Connection, calls: Mapping[str, _Call]) -> Mapping[str, Cursor]:

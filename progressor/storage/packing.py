@@ -63,13 +63,14 @@ def register(connection: Connection[Any]) -> None:
 
 
 def _rejecting(pack: Callable[P, Packed]) -> Callable[P, Packed]:
-    """A value that does not fit its column is refused here as it would be by the database."""
+    """A value that does not fit its column is refused here as it would be by the database: no JSON, a number too big, a
+    lone surrogate."""
 
     @wraps(pack)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Packed:
         try:
             return pack(*args, **kwargs)
-        except (TypeError, ValueError, AttributeError, RecursionError, struct.error) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError, RecursionError, struct.error) as error:
             raise StorageRejected(f"{StorageRejected.text}: {error}") from error
 
     return checked
