@@ -15,8 +15,8 @@ import psycopg
 
 from progressor.cache import publication, session
 from progressor.cache.feed import Feed
-from progressor.cache.session import Connection
 from progressor.otp import Actor, Timer
+from progressor.postgres import Connection
 
 INTERVAL = 1.0
 UNSEEN = 10.0

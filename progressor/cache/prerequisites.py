@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from progressor.cache import publication, session
-from progressor.cache.publication import CacheUnavailable
-from progressor.cache.session import Connection
+from progressor.errors import CacheUnavailable
+from progressor.postgres import Connection, translated
 
 _FOUND = """
 select current_setting('wal_level'),
@@ -18,8 +18,8 @@ from pg_roles where rolname = current_user"""
 
 
 def prepare(conninfo: Mapping[str, Any], namespaces: Sequence[str]) -> None:
-    """Raises CacheUnavailable, whose text says what to run, and StorageUnavailable when there is no answer."""
-    with session.translated(), session.connect(conninfo) as connection:
+    """Raises CacheUnavailable, whose text says what to run, StorageUnavailable, StorageRejected."""
+    with translated(), session.connect(conninfo) as connection:
         check(connection)
         publication.ensure(connection, namespaces)
 

@@ -14,9 +14,9 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from progressor.cache import session
-from progressor.cache.session import Connection
 from progressor.cache.transaction import EVENTS, PROCESSES
-from progressor.errors import CacheUnavailable as CacheUnavailable  # noqa: PLC0414 - the cache has it from here
+from progressor.errors import CacheUnavailable
+from progressor.postgres import Connection, translated
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ def name(ns: str) -> str:
 
 
 def publish(conninfo: Mapping[str, Any], namespaces: Sequence[str]) -> None:
-    """As `ensure`. Raises StorageUnavailable too."""
-    with session.translated(), session.connect(conninfo) as connection:
+    """As `ensure`. Raises StorageUnavailable and StorageRejected too."""
+    with translated(), session.connect(conninfo) as connection:
         ensure(connection, namespaces)
 
 

@@ -18,15 +18,14 @@ import psycopg
 
 from progressor.cache import prerequisites, publication, session
 from progressor.cache.feed import Feed
-from progressor.cache.publication import CacheUnavailable
-from progressor.cache.session import Connection
 from progressor.cache.stream import LOOK, Stream, StreamLost
 from progressor.cache.transaction import Transaction
+from progressor.errors import CacheUnavailable
 from progressor.otp import Actor, Timer, TimerHandle
+from progressor.postgres import EPOCH, Connection
 
 logger = logging.getLogger(__name__)
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _END_PREDECESSOR = """
 select pg_terminate_backend(active_pid, 2000) from pg_replication_slots where slot_name = %s and active"""
 
@@ -112,7 +111,7 @@ class Replication(Actor):
         for transaction in self._stream.receive(LOOK):
             self._apply(transaction)
             self._feed.position = transaction.end
-            committed = _EPOCH + timedelta(microseconds=transaction.at)
+            committed = EPOCH + timedelta(microseconds=transaction.at)
             self._feed.delay = max(0.0, (datetime.now(UTC) - committed).total_seconds())
         self._feed.position = self._stream.position
         if self._feed.broken is not None:

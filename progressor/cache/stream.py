@@ -9,15 +9,14 @@ from __future__ import annotations
 import select
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from time import monotonic, sleep
 from typing import Any
 
-import psycopg
 from psycopg import pq
-from psycopg.rows import TupleRow
 
 from progressor.cache.transaction import Decoder, Transaction
+from progressor.postgres import EPOCH, connect
 
 LOOK = 0.2
 """Seconds: how long a look lasts at most, and so how long a stop may take."""
@@ -34,7 +33,6 @@ _WAL_DATA, _KEEPALIVE = b"wk"
 _WAL_DATA_HEADER = 25
 _KEEPALIVE_BODY = struct.Struct(">QQB").unpack_from
 _STATUS = struct.Struct(">cQQQqB").pack
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
 
 
 class StreamLost(Exception):
@@ -48,10 +46,7 @@ class Stream:
         self, conninfo: Mapping[str, Any], slot: str, publications: Sequence[str], is_over: Callable[[], bool]
     ) -> None:
         """Waits until the server streams. Raises psycopg.Error, StreamLost."""
-        options = {"connect_timeout": 5, "tcp_user_timeout": 10_000, **conninfo, "application_name": NAME}
-        self._connection: psycopg.Connection[TupleRow] = psycopg.connect(
-            **options, replication="database", autocommit=True
-        )
+        self._connection = connect(conninfo, application_name=NAME, replication="database")
         self._link = self._connection.pgconn
         self._link.nonblocking = 1
         self._poll = select.poll()
@@ -159,7 +154,7 @@ class Stream:
         self._link.flush()
 
     def _report(self, now: float, *, ask: bool = False) -> None:
-        at = int((datetime.now(UTC).timestamp() - _EPOCH) * 1_000_000)
+        at = (datetime.now(UTC) - EPOCH) // timedelta(microseconds=1)
         self._link.put_copy_data(_STATUS(b"r", self.position, self.position, self.position, at, ask))
         self._reported, self._reported_at = self.position, now
 

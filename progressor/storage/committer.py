@@ -43,26 +43,14 @@ from progressor.errors import (
     StorageUnavailable,
 )
 from progressor.model import Answered, Op, Process, Range, TaskType
-from progressor.storage import packing, response, sql
-from progressor.storage.errors import translated
+from progressor.postgres import Connection, connect, translated
+from progressor.storage import packing, response, session, sql
 
 _REFUSALS: Mapping[str, type[ClientError]] = {
     e.text: e for e in (ProcessAlreadyExists, ProcessNotFound, ProcessInError, ProcessInInit, ProcessRunning)
 }
 _TERMINATION_PATIENCE_MS = 5000
-PLANNING = {  # arrays make the planner guess; a batch wants the index, whatever the sizes
-    "plan_cache_mode": "force_generic_plan",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_seqscan": "off",
-}
-WRITER = "progressor writer"
-"""How the application names of these sessions begin."""
-SILENT_CLIENT = 4.0
-"""Seconds after which a session that has locks, and hears nothing more of its node, is ended."""
-PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NO_STREAMS = Streams()
-Connection: TypeAlias = psycopg.Connection[TupleRow]
 Cursor: TypeAlias = psycopg.Cursor[TupleRow]
 _Call: TypeAlias = tuple[bytes, tuple[Any, ...]]
 """A query and its parameters."""
@@ -173,30 +161,16 @@ class Committer:
         if self._connection is not None:
             self._lost_session = self._session
             self._connection = None
-        name = f"{WRITER} {uuid4().hex}"
-        connection = psycopg.connect(**{**PATIENCE, **self._conninfo, "application_name": name}, autocommit=True)
+        name = f"{session.WRITER} {uuid4().hex}"
+        connection = connect({**self._conninfo, "application_name": name})
         if self._lost_session is not None:
             _end_session(connection, *self._lost_session)
             self._lost_session = None
-        prepare_session(connection)
-        configure(connection, PLANNING)
+        session.prepare(connection)
+        session.configure(connection, session.PLANNING)
         self._connection = connection
         self._session = (connection.info.backend_pid, name)  # libpq forgets the pid of a lost connection
         return connection
-
-
-def prepare_session(connection: Connection) -> None:
-    packing.register(connection)
-    connection.execute("set timezone to 'UTC'")
-    # A frozen node must not hold locks that keep others from taking over: neither when it sends nothing more, nor
-    # when it reads nothing more and the server waits for it with half of an answer.
-    for timeout in ("idle_in_transaction_session_timeout", "tcp_user_timeout"):
-        connection.execute("select set_config(%s, %s, false)", [timeout, f"{SILENT_CLIENT:g}s"])
-
-
-def configure(connection: Connection, settings: Mapping[str, str]) -> None:
-    for setting, value in settings.items():
-        connection.execute("select set_config(%s, %s, false)", [setting, value])
 
 
 def _end_session(connection: Connection, pid: int, name: str) -> None:

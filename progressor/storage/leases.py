@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 from psycopg.rows import TupleRow
 
 from progressor.engine.ports import Peer
 from progressor.errors import StorageUnavailable
-from progressor.storage.committer import SILENT_CLIENT, WRITER, Connection
-from progressor.storage.errors import translated
+from progressor.postgres import Connection, connect, translated
+from progressor.storage.session import SILENT_CLIENT, WRITER
 
 _ACQUIRE = """
 insert into progressor_nodes (node_name, expires_at) values (%s, clock_timestamp() + %s) returning epoch"""
@@ -89,13 +88,5 @@ class PostgresLeases:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            milliseconds = round(self._patience * 1000)
-            options = {
-                "application_name": "progressor lease",
-                "connect_timeout": max(2, round(self._patience)),
-                "tcp_user_timeout": milliseconds,
-            }
-            connection = psycopg.connect(**{**self._conninfo, **options}, autocommit=True)
-            connection.execute("select set_config('statement_timeout', %s, false)", [str(milliseconds)])
-            self._connection = connection
+            self._connection = connect(self._conninfo, patience=self._patience, application_name="progressor lease")
         return self._connection

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from progressor.errors import StorageUnavailable
 from progressor.otp import Actor
-from progressor.storage.committer import Connection
-from progressor.storage.errors import translated
+from progressor.postgres import Connection, connect, translated
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +76,7 @@ class Listener(Actor):
     def _connected(self) -> Connection:
         epoch = self._epoch()
         if self._connection is None:
-            options = {"application_name": "progressor listener"}
-            self._connection = psycopg.connect(**{**self._conninfo, **options}, autocommit=True)
+            self._connection = connect(self._conninfo, application_name="progressor listener")
             self._heard_by = 0
         if self._heard_by != epoch:
             self._connection.execute("unlisten *")

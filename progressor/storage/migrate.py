@@ -15,14 +15,14 @@ from importlib.resources import files
 from typing import Any
 
 import psycopg
-from psycopg.rows import TupleRow
 
 from progressor.errors import SchemaOutdated, StorageRejected, StorageUnavailable
+from progressor.postgres import Connection, connect, translate, translated
 from progressor.storage import sql
-from progressor.storage.errors import translate, translated
 
 logger = logging.getLogger(__name__)
 
+NAME = "progressor migration"
 _LOCK = 0x50524F47  # "PROG"
 _JOURNAL = """
 create table if not exists progressor_migrations (
@@ -51,7 +51,7 @@ def migrate(conninfo: Mapping[str, Any], namespaces: Iterable[str]) -> None:
 
 def check(conninfo: Mapping[str, Any], namespaces: Iterable[str]) -> None:
     """Raises SchemaOutdated unless everything that `migrate` would do has been done."""
-    with translated(), psycopg.connect(**conninfo, autocommit=True) as connection:
+    with translated(), connect(conninfo, application_name=NAME) as connection:
         if connection.execute("select to_regclass('progressor_migrations')").fetchone() == (None,):
             raise SchemaOutdated("the database has no Progressor schema: run progressor-node --migrate-only")
         for ns, kind in [(_WHOLE_DATABASE, "database"), *((ns, "namespace") for ns in namespaces)]:
@@ -62,14 +62,14 @@ def check(conninfo: Mapping[str, Any], namespaces: Iterable[str]) -> None:
 
 
 @contextmanager
-def _locked(conninfo: Mapping[str, Any]) -> Iterator[psycopg.Connection[TupleRow]]:
-    with psycopg.connect(**conninfo, autocommit=True) as connection:
+def _locked(conninfo: Mapping[str, Any]) -> Iterator[Connection]:
+    with connect(conninfo, application_name=NAME) as connection:
         connection.execute("set statement_timeout to 0")  # a large table takes its time
         connection.execute("select pg_advisory_lock(%s)", [_LOCK])
         yield connection
 
 
-def _apply_all(connection: psycopg.Connection[TupleRow], ns: str, kind: str) -> None:
+def _apply_all(connection: Connection, ns: str, kind: str) -> None:
     applied = _applied(connection, ns)
     for version, name, text in _files(kind):
         if version in applied:
@@ -96,7 +96,7 @@ def _named(name: str, ns: str) -> Iterator[None]:
         raise StorageRejected(f'migration {name} of namespace "{ns}" does not apply: {what}') from error
 
 
-def _applied(connection: psycopg.Connection[TupleRow], ns: str) -> set[int]:
+def _applied(connection: Connection, ns: str) -> set[int]:
     query = "select version from progressor_migrations where namespace = %s"
     return {version for (version,) in connection.execute(query, [ns])}
 
@@ -108,7 +108,7 @@ def _files(kind: str) -> list[tuple[int, str, str]]:
     return [(int(name[:4]), name, folder.joinpath(name).read_text()) for name in names]
 
 
-def _make_functions(connection: psycopg.Connection[TupleRow], ns: str) -> None:
+def _make_functions(connection: Connection, ns: str) -> None:
     if _digest(ns) == _functions_digest(connection, ns):
         return
     with connection.transaction():
@@ -124,6 +124,6 @@ def _digest(ns: str) -> str:
     return hashlib.sha256(sql.functions(ns).as_bytes()).hexdigest()
 
 
-def _functions_digest(connection: psycopg.Connection[TupleRow], ns: str) -> str | None:
+def _functions_digest(connection: Connection, ns: str) -> str | None:
     row = connection.execute("select digest from progressor_functions where namespace = %s", [ns]).fetchone()
     return None if row is None else str(row[0])

@@ -17,14 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
 from psycopg.rows import TupleRow
 
 from progressor.engine.ports import Backlog, Message, Notice, Published, Unpublished
 from progressor.errors import StorageUnavailable
-from progressor.storage import packing, sql
-from progressor.storage.committer import PATIENCE, PLANNING, Connection, configure, prepare_session
-from progressor.storage.errors import translated
+from progressor.postgres import Connection, connect, translated
+from progressor.storage import packing, session, sql
 
 MOST_MESSAGES = 2000
 MOST_BYTES = 8 * 1024 * 1024
@@ -151,10 +149,9 @@ class PostgresOutbox:
             return self._connection
         self.close()
         self._floor = Floor()
-        options = {**PATIENCE, "application_name": f"{sql.PUBLISHER} {epoch}"}
-        connection = psycopg.connect(**{**self._conninfo, **options}, autocommit=True)
-        prepare_session(connection)
-        configure(connection, {**PLANNING, **_IN_ORDER})
+        connection = connect({**self._conninfo, "application_name": f"{sql.PUBLISHER} {epoch}"})
+        session.prepare(connection)
+        session.configure(connection, {**session.PLANNING, **_IN_ORDER})
         self._connection, self._epoch = connection, epoch
         return connection
 

@@ -10,21 +10,20 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache, wraps
 from typing import Any, ParamSpec
 
-from psycopg import Connection
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
 from progressor.errors import StorageRejected
+from progressor.postgres import EPOCH, Connection
 
 P = ParamSpec("P")
 _HEADER = struct.Struct(">iiIii").pack
 _LENGTH = struct.Struct(">i").pack
 _NULL = _LENGTH(-1)
-_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _CHUNK = 128
 """Items packed at once: one `struct` each size is kept, and a column may have any number of items."""
 
@@ -57,7 +56,7 @@ _Timestamptz = _array_type("_Timestamptz", 1185)
 _Jsonb = _array_type("_Jsonb", 3807)
 
 
-def register(connection: Connection[Any]) -> None:
+def register(connection: Connection) -> None:
     for packed, dumper in _DUMPERS.items():
         connection.adapters.register_dumper(packed, dumper)
 
@@ -127,7 +126,7 @@ def load_json(text: str | None) -> Any:
 
 
 def _microseconds(value: datetime) -> int:
-    delta = value - _POSTGRES_EPOCH
+    delta = value - EPOCH
     return (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from progressor.storage.committer import Connection, prepare_session
+from progressor.postgres import Connection, parameters
+from progressor.storage import session
 
 PATIENCE = 10.0
 """Seconds to wait for a connection of a pool."""
@@ -35,13 +36,13 @@ class Pool:
         self._lock = Lock()
         self._waiting = 0
         self._pool: ConnectionPool[Connection] = ConnectionPool(
-            kwargs={"application_name": f"progressor {name}", **conninfo, "autocommit": True},
+            kwargs={**parameters(conninfo, application_name=f"progressor {name}"), "autocommit": True},
             min_size=1,
             max_size=size,
             name=name,
             open=False,
             reconnect_timeout=RECONNECT_TIMEOUT,
-            configure=prepare_session,
+            configure=session.prepare,
         )
 
     def open(self) -> None:

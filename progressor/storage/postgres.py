@@ -32,9 +32,9 @@ from progressor.model import (
     TaskType,
     TraceUnit,
 )
+from progressor.postgres import Connection, translated
 from progressor.storage import packing, response, sql
-from progressor.storage.committer import Connection, rows
-from progressor.storage.errors import translated
+from progressor.storage.committer import rows
 from progressor.storage.pool import PATIENCE, Pool
 
 T = TypeVar("T")

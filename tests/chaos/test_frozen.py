@@ -10,8 +10,8 @@ import pytest
 from progressor import Event as ProcessEvent
 from progressor import Node, Process, SetTimer, now, seconds
 from progressor.errors import ProcessorError
-from progressor.storage.committer import SILENT_CLIENT
 from progressor.storage.embedded import EmbeddedPostgres
+from progressor.storage.session import SILENT_CLIENT
 from tests import invariants
 from tests.chaos.cluster import (
     AGAIN,

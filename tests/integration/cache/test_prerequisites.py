@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from progressor import Node
 from progressor.cache import prerequisites, publication, session
-from progressor.errors import CacheUnavailable
+from progressor.errors import CacheUnavailable, StorageRejected
 from progressor.storage import migrate
 from progressor.storage.embedded import EmbeddedPostgres
 from tests import stage
@@ -160,3 +160,8 @@ def test_a_publication_of_all_tables_will_do(database: Database) -> None:
     migrate.migrate(database.conninfo, [NS])
     execute(database, SQL("create publication {} for all tables").format(Identifier(publication.name(NS))))
     prerequisites.prepare(database.conninfo, [NS])
+
+
+def test_a_table_that_is_missing_is_no_outage(database: Database) -> None:
+    with pytest.raises(StorageRejected, match="does not exist"):
+        publication.publish(database.conninfo, [NS])

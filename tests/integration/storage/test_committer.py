@@ -17,9 +17,9 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from progressor.engine.ports import Accepted, Batch, Completed
 from progressor.errors import LeaseLost, StorageError, StorageRejected, StorageUnavailable
 from progressor.model import Answered, Event, Intent, Range
+from progressor.postgres import LEASE_LOST, translate, translated
 from progressor.storage.committer import Committer
 from progressor.storage.embedded import EmbeddedPostgres
-from progressor.storage.errors import LEASE_LOST, translate, translated
 from progressor.storage.postgres import PostgresStorage
 from tests.conftest import Database
 from tests.eventually import eventually
