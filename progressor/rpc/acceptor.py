@@ -10,14 +10,17 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from itertools import count
+from typing import Any, TypeAlias
 
 from prometheus_client import Counter, Gauge
 
 logger = logging.getLogger(__name__)
 
+MakeProtocol: TypeAlias = Callable[[Callable[[], None]], asyncio.BaseProtocol]
+"""Makes the protocol of a connection. What it is given it calls in `connection_made`, as it begins to count itself."""
 PORTION = 32
 """Connections that are accepted before others on the loop have their turn."""
 PAUSE = 1.0
@@ -32,32 +35,26 @@ class Acceptor:
         listener: socket.socket,
         context: ssl.SSLContext | None,
         patience: float,
-        protocol: Callable[[], asyncio.BaseProtocol],
+        protocol: MakeProtocol,
         has_room: Callable[[int], bool],
         open_: Gauge,
         refused: Counter,
     ) -> None:
-        """`listener` does not block. `patience`: seconds for a handshake, and for the end of TLS. `protocol` makes one
-        for each connection.
+        """`listener` does not block. `patience`: seconds for a handshake, and for the end of TLS.
 
         `has_room` is asked whether there may be another one, beside so many whose handshakes are under way. Those are
         counted in `open_` meanwhile; in `refused` what does not come to the end of its handshake.
         """
         self._listener = listener
+        self._context = context
+        self._patience = None if context is None else patience
+        self._protocol = protocol
         self._has_room = has_room
         self._open = open_
         self._refused = refused
         self._handshakes: dict[int, asyncio.Task[Any]] = {}
-        """By the numbers of their files."""
+        self._numbers = count()
         self._loop = asyncio.get_running_loop()
-        seconds = None if context is None else patience
-        self._shake_hands: Callable[[socket.socket], Coroutine[Any, Any, Any]] = partial(
-            self._loop.connect_accepted_socket,
-            protocol,
-            ssl=context,
-            ssl_handshake_timeout=seconds,
-            ssl_shutdown_timeout=seconds,
-        )
         self._is_closed = False
         self._resume()
 
@@ -70,10 +67,6 @@ class Acceptor:
         self._listener.close()
         for handshake in self._handshakes.values():
             handshake.cancel()
-
-    def arrived(self, connection: asyncio.StreamWriter) -> None:
-        """From now on somebody else counts it: it is there some turns of the loop before its handshake has ended."""
-        self._forget(connection.get_extra_info("socket").fileno())
 
     def _resume(self) -> None:
         if not self._is_closed:
@@ -97,18 +90,26 @@ class Acceptor:
 
     def _begin(self, connection: socket.socket) -> None:
         """Over plain TCP the handshake is nothing."""
-        number = connection.fileno()
-        handshake = self._handshakes[number] = self._loop.create_task(self._shake_hands(connection))
+        number = next(self._numbers)
+        handshake = self._handshakes[number] = self._loop.create_task(
+            self._loop.connect_accepted_socket(
+                partial(self._protocol, partial(self._forget, number)),
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=self._patience,
+                ssl_shutdown_timeout=self._patience,
+            )
+        )
         self._open.inc()
         handshake.add_done_callback(partial(self._end, connection, number))
 
     def _forget(self, number: int) -> None:
+        """Somebody else counts it, some turns of the loop before the task has ended; or it came to nothing."""
         if self._handshakes.pop(number, None) is not None:
             self._open.dec()
 
     def _end(self, connection: socket.socket, number: int, handshake: asyncio.Task[Any]) -> None:
-        if self._handshakes.get(number) is handshake:  # else it has arrived, and the number may be another one's
-            self._forget(number)
+        self._forget(number)
         if handshake.cancelled():
             connection.close()
         elif (error := handshake.exception()) is not None:  # of TLS, of the network, or it took too long

@@ -15,6 +15,9 @@ from typing import Any, TypeAlias
 
 logger = logging.getLogger(__name__)
 
+PORTION = 64 * 1024
+"""Bytes of an answer that are written at a time. TLS takes all that it is given, and does not tell what is unread."""
+
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -76,7 +79,9 @@ class Application:
         headers = [(name.encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
         headers.append((b"content-length", b"%d" % len(answer.body)))
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+        for at in range(0, max(1, len(answer.body)), PORTION):
+            portion, end = answer.body[at : at + PORTION], at + PORTION
+            await send({"type": "http.response.body", "body": portion, "more_body": end < len(answer.body)})
 
 
 async def _handled(handler: Handler, scope: Message, receive: Receive) -> Answer:

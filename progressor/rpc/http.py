@@ -11,12 +11,14 @@ import json
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
 from threading import Event, Thread
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge
@@ -40,6 +42,10 @@ PORT = "http"
 JSON = "application/json"
 
 TOO_LARGE = "a request has at most {} bytes: send less, or raise listen.limits.request_bytes"
+LONG_HEAD = "A request line with its headers has at most {} bytes."
+SEPARATORS = len(": \r\n")
+PIPELINED = 100
+"""Requests that may be on a connection at a time. One is served, the others wait."""
 NAMES = "names"
 """Where the state of a request has the names of its client's certificate."""
 
@@ -203,61 +209,143 @@ class _Server(uvicorn.Server):
         return len(self.server_state.connections) + handshakes < 2 * self._limits.connections
 
 
+class _Part(Enum):
+    """Of a request, of which the next byte is one."""
+
+    HEAD = auto()
+    BODY = auto()
+    """With the headers behind it, of one in chunks."""
+    NONE = auto()
+    """The next byte is the first one of a request."""
+
+
 class _Connection(HttpToolsProtocol):
-    """Looks every `stall_timeout` whether its client still does something, and bounds the head of a request."""
+    """Looks every `stall_timeout` whether its client does in time what it has to, and bounds the head of a request.
 
-    _last: tuple[object, bool] | None = None
-    _head: int | None = None
-    """Bytes that came of a head which is not complete; None between heads."""
+    uvicorn's own timer ends a connection that is idle, but the first byte stops it, whatever it is a byte of. Here no
+    byte puts a deadline off, only the beginning of a request, its end, and the end of an answer.
+    """
 
-    def __init__(self, limits: Limits, open_: Gauge, refused: Counter, **options: Any) -> None:
+    def __init__(
+        self, limits: Limits, open_: Gauge, refused: Counter, arrived: Callable[[], None], **options: Any
+    ) -> None:
         super().__init__(**options)
         self._limits = limits
         self._open = open_
         self._refused = refused
+        self._arrived = arrived
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        """Requests whose heads are there, the one that is served first."""
+        self._part = _Part.NONE
+        self._head = 0
+        """Bytes of the request that are none of its body."""
+        self._line = 0
+        """Bytes that came since the parser told anything: they are of one line, which it keeps."""
+        self._problem: str | None = None
+        self._unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._arrived()
         super().connection_made(transport)
+        self.limit_concurrency = 0 if len(self.connections) > self._limits.connections else None
         self._names = peer_names(transport)
         self._open.inc()
+        self._expect(self._limits.stall_timeout)
         self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
         self._open.dec()
+        for cycle in self._unanswered:  # uvicorn tells the last one only, and the first one would go on writing
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._line += len(data)
         super().data_received(data)
-        if self._head is not None:
-            self._head += len(data)
-            most = self._limits.head_bytes
-            if self._head > most and not self.transport.is_closing():
-                self.send_400_response(f"A request line with its headers has at most {most} bytes.")
+        if self._line > self._limits.head_bytes and not self.transport.is_closing():
+            self.send_400_response(LONG_HEAD.format(self._limits.head_bytes))
 
     def send_400_response(self, msg: str) -> None:
         self._refused.inc()
-        super().send_400_response(msg)
+        super().send_400_response(self._problem or msg)
 
     def on_message_begin(self) -> None:
-        self._head = 0
+        self._part, self._head, self._line = _Part.HEAD, 0, 0
+        self._expect(self._limits.stall_timeout)
         super().on_message_begin()
         self.scope["state"][NAMES] = self._names
 
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + SEPARATORS)
+        if self._part is _Part.HEAD:  # nobody asks for those behind a body
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._head = None
+        if len(self._unanswered) >= PIPELINED:
+            self._refuse(f"At most {PIPELINED} requests wait on a connection.")
+        self._part = _Part.BODY
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        self._line = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._part, self._line = _Part.NONE, 0
+        super().on_message_complete()
+        self._expect_next()
+
+    def on_response_complete(self) -> None:
+        self._unanswered.popleft()
+        super().on_response_complete()
+        self._unread = 0  # what is unread at the next look may be this answer
+        self._expect_next()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = 0
+
+    def _count(self, size: int) -> None:
+        self._line = 0
+        self._head += size
+        if self._head > self._limits.head_bytes:
+            self._refuse(LONG_HEAD.format(self._limits.head_bytes))
+
+    def _refuse(self, problem: str) -> NoReturn:
+        """Lets the parser fail."""
+        self._problem = problem
+        raise TooLarge
+
+    def _expect_next(self) -> None:
+        """Another request, or first the rest of one that has its answer."""
+        limits = self._limits
+        self._expect(limits.idle_timeout if self._part is _Part.NONE else limits.stall_timeout)
+
+    def _expect(self, seconds: float) -> None:
+        self._deadline = self.loop.time() + seconds
 
     def _look(self) -> None:
-        cycle: RequestResponseCycle | None = self.cycle  # none before the first request, whatever its type says
-        is_served = cycle is not None and not cycle.response_complete
-        is_stuck = self.flow.write_paused if is_served else cycle is None or self._head is not None
-        now = (cycle, is_stuck)
-        if is_stuck and now == self._last:
-            self.transport.abort()
+        if not self._is_late():
+            self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
             return
-        self._last = now
-        self._watch = self.loop.call_later(self._limits.stall_timeout, self._look)
+        if self._part is _Part.HEAD:
+            self._refused.inc()
+        self.transport.abort()
+
+    def _is_late(self) -> bool:
+        """While an answer is being read its reader has to go on. While a request is served there is time."""
+        before, self._unread = self._unread, self.transport.get_write_buffer_size()
+        if self._unread:
+            self._expect_next()
+            return 0 < before <= self._unread
+        return not self._unanswered and self.loop.time() >= self._deadline
 
 
 def _configuration(application: Application, limits: Limits, requests: RequestMetrics) -> uvicorn.Config:
@@ -273,7 +361,6 @@ def _configuration(application: Application, limits: Limits, requests: RequestMe
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=limits.connections,
         timeout_keep_alive=limits.idle_timeout,  # type: ignore[arg-type]  # timers take fractions of a second
         timeout_graceful_shutdown=limits.stop_timeout,  # type: ignore[arg-type]
     )

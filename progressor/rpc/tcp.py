@@ -10,6 +10,7 @@ that is closed with something unread takes the answer with it (RST, RFC 1122, 4.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import socket
 import ssl
@@ -17,6 +18,7 @@ import struct
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 from typing import Protocol
 
@@ -31,11 +33,14 @@ from progressor.rpc.access import Caller, peer_names
 from progressor.rpc.codec import BEGINNING, DecodeError, head_size
 from progressor.rpc.listener import PATIENCE, StopAccepting, Stopped, bound, own, tls_context
 
+logger = logging.getLogger(__name__)
+
 PORT = "thrift"
 HEAD = struct.Struct(">i")
 
 LONGEST_HEAD = 1024
 PORTION = 64 * 1024
+"""Bytes that are read, or written, at a time. TLS takes all that it is given, and does not tell what is unread."""
 
 
 class Service(Protocol):
@@ -70,7 +75,7 @@ class TcpServer(Actor):
         self._open = requests.connections(PORT)
         self._refused = requests.refused(PORT)
         self._acceptor: Acceptor | None = None
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, asyncio.Task[None]] = {}
         self._leaving = asyncio.Event()
         self._ending = asyncio.Event()
 
@@ -122,36 +127,42 @@ class TcpServer(Actor):
     def _has_room(self, handshakes: int) -> bool:
         return len(self._connections) + handshakes < self._limits.connections
 
-    def _stream(self) -> asyncio.StreamReaderProtocol:
-        return asyncio.StreamReaderProtocol(StreamReader(loop=self._loop), self._connected, self._loop)
+    def _stream(self, arrived: Callable[[], None]) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(
+            StreamReader(loop=self._loop), partial(self._connected, arrived), self._loop
+        )
 
-    async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
-        if self._acceptor is not None:
-            self._acceptor.arrived(writer)
+    def _connected(self, arrived: Callable[[], None], reader: StreamReader, writer: StreamWriter) -> None:
+        arrived()
         if not self._has_room(0) or self._leaving.is_set():
             writer.transport.abort()
             return
         connection = _Connection(reader, writer, self._service, self._limits, self._leaving, self._refused)
-        self._connections.add(connection)
+        self._connections[connection] = self._loop.create_task(self._serve_connection(connection, writer))
         self._open.inc()
+
+    async def _serve_connection(self, connection: _Connection, writer: StreamWriter) -> None:
         try:
             await connection.serve()
             writer.close()
-        except asyncio.CancelledError:  # the server stops; one that is let out makes asyncio complain
+        except asyncio.CancelledError:  # the server stops
             writer.transport.abort()
         except DecodeError:
             self._refused.inc()
             writer.transport.abort()
         except (EOFError, OSError):
             writer.transport.abort()
+        except Exception:
+            logger.exception("cannot go on with a connection")
+            writer.transport.abort()
         finally:
             connection.forget()
             self._open.dec()
-            self._connections.discard(connection)
+            del self._connections[connection]
 
     async def _end_connections(self) -> None:
         for _ in range(2):
-            tasks = [connection.task for connection in self._connections]
+            tasks = list(self._connections.values())
             if tasks:
                 await asyncio.wait(tasks, timeout=self._limits.stop_timeout)
             for task in tasks:
@@ -170,9 +181,6 @@ class _Connection:
         leaving: asyncio.Event,
         refused: Counter,
     ) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - for the type checker
-        self.task = task
         self._reader = reader
         self._writer = writer
         self._service = service
@@ -185,7 +193,7 @@ class _Connection:
         self._unread = 0
         self._loop = asyncio.get_running_loop()
         self._look()
-        writer.transport.set_write_buffer_limits(high=0)  # else the last answers wait for ever in our memory
+        writer.transport.set_write_buffer_limits(high=1)  # else the last answers wait for ever in our memory
 
     async def serve(self) -> None:
         """Until the client has gone, or one of the two ends has enough. Raises DecodeError, EOFError and OSError."""
@@ -240,11 +248,13 @@ class _Connection:
         return beginning + await self._reader.readexactly(length - len(beginning))
 
     async def _write(self, reply: bytes) -> None:
-        if self._writer.is_closing():
-            raise ConnectionResetError
-        self._expect(self._limits.stall_timeout)
-        self._writer.write(HEAD.pack(len(reply)) + reply)
-        await self._writer.drain()
+        framed = memoryview(HEAD.pack(len(reply)) + reply)
+        for at in range(0, len(framed), PORTION):
+            if self._writer.is_closing():
+                raise ConnectionResetError
+            self._expect(self._limits.stall_timeout)
+            self._writer.write(framed[at : at + PORTION])
+            await self._writer.drain()
 
     def _expect(self, seconds: float) -> None:
         self._deadline = self._loop.time() + seconds

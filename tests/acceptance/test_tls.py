@@ -13,12 +13,18 @@ from typing import Any
 
 import pytest
 
-from progressor import CannotConnect, Client, Health
+from progressor import CannotConnect, Client, Health, Process
+from progressor.rpc import codec
+from progressor.rpc.gen.native import Progressor as Native
+from progressor.rpc.gen.native.ttypes import GetRequest
+from tests.acceptance.frames import frame, read_frame
 from tests.acceptance.nodes import FREE_PORT, NS, NodeProcess, as_toml, config, started
 from tests.acceptance.test_http_fuzz import figures
-from tests.acceptance.test_tcp import is_ended
+from tests.acceptance.test_tcp import GOOD, is_ended
 from tests.conftest import Database
 from tests.eventually import eventually
+
+POST = b"POST /v1/progressor HTTP/1.1\r\nHost: x\r\ncontent-type: application/x-thrift\r\nContent-Length: %d\r\n\r\n"
 
 
 def settings(database: Database, directory: Path, tls: Mapping[str, Path], **limits: float) -> Path:
@@ -113,6 +119,57 @@ def test_a_handshake_that_does_not_end_is_cut_off(
         assert f'progressor_requests_refused_total{{port="{port}"}} 50.0\n' in page
         assert 'progressor_connections{port="thrift"} 0.0\n' in page
         assert "Traceback" not in node.errors
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_who_has_its_answer_has_time(database: Database, certificates: Path, tmp_path: Path, parts: int) -> None:
+    """In however many reads its request came."""
+    given = {"certificate": certificates / "node.pem", "key": certificates / "node.key"}
+    file = settings(database, tmp_path, given, stall_timeout=0.5, idle_timeout=100)
+    with started(tmp_path / "log", "--config", file) as node:
+        node.wait_ready()
+        with secured(node.thrift_url, certificates) as client, secured(node.thrift_url, certificates) as other:
+            for at in range(parts):
+                client.sendall(GOOD[at:] if at == parts - 1 else GOOD[at : at + 1])
+                other.sendall(GOOD)
+                assert read_frame(other)  # the node has read the part
+            assert read_frame(client)
+            for _ in range(2):
+                with secured(node.thrift_url, certificates) as half:
+                    half.sendall(GOOD[:10])
+                    assert is_ended(half)
+            client.sendall(GOOD)
+            assert read_frame(client)
+        page = get(node, "/metrics", certificates)[1]
+        assert 'progressor_requests_refused_total{port="thrift"} 2.0\n' in page
+
+
+@pytest.mark.parametrize("port", ["thrift", "http"])
+def test_who_never_reads_is_cut_off(database: Database, certificates: Path, tmp_path: Path, port: str) -> None:
+    """Long before it would be for doing nothing."""
+    given = {"certificate": certificates / "node.pem", "key": certificates / "node.key"}
+    file = settings(database, tmp_path, given, stall_timeout=0.5, idle_timeout=1000)
+    ask = codec.encode_message("Get", codec.CALL, 1, Native.Get_args(GetRequest(NS, "big")))
+    with started(tmp_path / "log", "--config", file) as node, ExitStack() as stack:
+        node.wait_ready()
+        url = node.thrift_url if port == "thrift" else node.url
+        with Client(url, ca=certificates / "ca.pem") as client:
+            client.put(ns=NS, id="big", process=Process("big", aux_state=b"x" * 9_000_000))
+        request = frame(ask) if port == "thrift" else POST % len(ask) + ask
+        for n in range(10):
+            deaf = stack.enter_context(secured(url, certificates))
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.sendall(request[:n])
+            deaf.sendall(request[n:] + request)
+        quiet = f'progressor_connections{{port="{port}"}} {0.0 if port == "thrift" else 1.0}\n'  # the one that asks
+        eventually(lambda: quiet not in get(node, "/metrics", certificates)[1])
+        eventually(lambda: quiet in get(node, "/metrics", certificates)[1], 30)
+        assert "Traceback" not in node.errors
+
+
+def secured(url: str, certificates: Path) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+    return context.wrap_socket(connect(url), server_hostname="127.0.0.1")
 
 
 def is_served(url: str, certificates: Path) -> bool:
