@@ -295,14 +295,14 @@ class Node:
         def keeper() -> Actor:
             leases = PostgresLeases(db.conninfo, patience)
             return LeaseKeeper(
-                db.name,
-                config.node_name,
-                db.namespaces,
-                lease,
-                leases,
-                config.heartbeat_interval,
-                directory,
-                self._timer,
+                database=db.name,
+                node_name=config.node_name,
+                namespaces=db.namespaces,
+                lease=lease,
+                store=leases,
+                interval=config.heartbeat_interval,
+                directory=directory,
+                timer=self._timer,
             )
 
         def writer() -> Actor:
@@ -332,34 +332,34 @@ class Node:
         metrics = self.metrics.namespace(ns.name)
         histories, ready = Histories(HISTORY_BYTES), ReadyQueue(lambda: db.lease.is_valid)
         shop = Workshop(
-            ns.name,
-            db.name,
-            self._processors[ns.name],
-            ns.retry_policy,
-            ns.process_step_timeout,
-            storage,
-            db.lease,
-            directory,
-            histories,
-            ready,
-            tokens,
-            metrics,
+            ns=ns.name,
+            database=db.name,
+            processor=self._processors[ns.name],
+            policy=ns.retry_policy,
+            step_timeout=ns.process_step_timeout,
+            storage=storage,
+            lease=db.lease,
+            directory=directory,
+            histories=histories,
+            ready=ready,
+            tokens=tokens,
+            metrics=metrics,
         )
         stale = ns.process_step_timeout + ns.task_scan_timeout + STALE_MARGIN
 
         def scheduler() -> Actor:
             return Scheduler(
-                ns.name,
-                db.name,
-                ns.worker_pool_size,
-                2 * ns.task_scan_timeout,
-                db.lease,
-                directory,
-                histories,
-                ready,
-                tokens,
-                timer,
-                metrics,
+                ns=ns.name,
+                database=db.name,
+                worker_count=ns.worker_pool_size,
+                horizon=2 * ns.task_scan_timeout,
+                lease=db.lease,
+                directory=directory,
+                histories=histories,
+                ready=ready,
+                tokens=tokens,
+                timer=timer,
+                metrics=metrics,
             )
 
         def pool() -> Actor:
@@ -367,29 +367,29 @@ class Node:
 
         def scanner() -> Actor:
             return Scanner(
-                ns.name,
-                storage,
-                ns.task_scan_timeout,
-                ns.call_scan_timeout,
-                db.lease,
-                directory,
-                timer,
-                metrics,
+                ns=ns.name,
+                storage=storage,
+                task_interval=ns.task_scan_timeout,
+                call_interval=ns.call_scan_timeout,
+                lease=db.lease,
+                directory=directory,
+                timer=timer,
+                metrics=metrics,
             )
 
         def collector() -> Actor:
             return ZombieCollector(
-                ns.name,
-                storage,
-                ns.retry_policy,
-                ns.retry_interrupted,
-                stale,
-                ns.task_scan_timeout,
-                db.lease,
-                directory,
-                tokens,
-                timer,
-                metrics,
+                ns=ns.name,
+                storage=storage,
+                policy=ns.retry_policy,
+                interrupted=ns.retry_interrupted,
+                stale=stale,
+                scan_timeout=ns.task_scan_timeout,
+                lease=db.lease,
+                directory=directory,
+                tokens=tokens,
+                timer=timer,
+                metrics=metrics,
             )
 
         children = [

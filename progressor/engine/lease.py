@@ -65,6 +65,7 @@ class LeaseKeeper(Actor):
 
     def __init__(
         self,
+        *,
         database: str,
         node_name: str,
         namespaces: Iterable[str],

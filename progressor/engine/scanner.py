@@ -29,6 +29,7 @@ PATIENCE = 10.0
 class Scanner(Actor):
     def __init__(
         self,
+        *,
         ns: str,
         storage: Storage,
         task_interval: float,

@@ -63,6 +63,7 @@ class Scheduler(Actor):
 
     def __init__(
         self,
+        *,
         ns: str,
         database: str,
         worker_count: int,

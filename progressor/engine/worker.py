@@ -40,7 +40,7 @@ LOAD_PAUSE = 0.2
 """Seconds between attempts to read a process while the database is away."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """What all workers of a namespace share."""
 

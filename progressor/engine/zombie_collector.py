@@ -40,6 +40,7 @@ class ZombieCollector(Actor):
 
     def __init__(
         self,
+        *,
         ns: str,
         storage: Storage,
         policy: RetryPolicy,

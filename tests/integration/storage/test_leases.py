@@ -30,7 +30,18 @@ def keep(migrated: Database) -> Iterator[MakeKeeper]:
         def start(name: str) -> Lease:
             lease = Lease(LEASE)
             leases = PostgresLeases(migrated.conninfo, LEASE / 2)
-            keeper = start_root(lambda: LeaseKeeper("db", name, [], lease, leases, HEARTBEAT, Directory(), timer))
+            keeper = start_root(
+                lambda: LeaseKeeper(
+                    database="db",
+                    node_name=name,
+                    namespaces=[],
+                    lease=lease,
+                    store=leases,
+                    interval=HEARTBEAT,
+                    directory=Directory(),
+                    timer=timer,
+                )
+            )
             stack.callback(keeper.stop, 10)
             return lease
 
