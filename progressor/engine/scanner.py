@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from threading import Event as Flag
 from time import monotonic
 
 from progressor.engine.directory import Directory, Role
@@ -27,6 +28,8 @@ PATIENCE = 10.0
 
 
 class Scanner(Actor):
+    """`stop` is set before the node closes the storage."""
+
     def __init__(
         self,
         *,
@@ -35,6 +38,7 @@ class Scanner(Actor):
         task_interval: float,
         call_interval: float,
         lease: Lease,
+        stop: Flag,
         directory: Directory,
         timer: Timer,
         metrics: NamespaceMetrics,
@@ -45,6 +49,7 @@ class Scanner(Actor):
         self._task_interval = task_interval
         self._call_interval = call_interval
         self._lease = lease
+        self._halt = stop
         self._directory = directory
         self._timer = timer
         self._metrics = metrics
@@ -80,7 +85,8 @@ class Scanner(Actor):
         try:
             look()
         except (StorageError, ActorDead, CallTimeout) as error:
-            logger.warning("%s: %s failed: %s", self._ns, type(message).__name__, error)
+            if not self._halt.is_set():
+                logger.warning("%s: %s failed: %s", self._ns, type(message).__name__, error)
         return None
 
     def _scan_timers(self) -> None:

@@ -51,6 +51,8 @@ class Workshop:
     step_timeout: float
     storage: Storage
     lease: Lease
+    stop: Flag
+    """Set before the node closes the storage."""
     directory: Directory
     histories: Histories
     ready: ReadyQueue
@@ -154,7 +156,8 @@ class Worker(Actor):
             try:
                 return read()
             except StorageError as error:
-                logger.warning("process %s: %s", claimed.task.process_id, error)
+                if not self._shop.stop.is_set():
+                    logger.warning("process %s: %s", claimed.task.process_id, error)
                 Flag().wait(LOAD_PAUSE)
         raise LeaseLost
 
@@ -221,7 +224,10 @@ def failure(error: BaseException) -> lifecycle.Failure:
             return lifecycle.Failure(lifecycle.Kind.BUSINESS, _reason(error), name)
         case ConnectionError() | TimeoutError():
             return lifecycle.Failure(lifecycle.Kind.TRANSIENT, _reason(error), name)
-    logger.error("a processor failed", exc_info=error)
+        case LeaseLost():
+            pass  # it was reading its history: nobody will commit the result
+        case _:
+            logger.error("a processor failed", exc_info=error)
     reason = _reason(error)
     return lifecycle.Failure(lifecycle.Kind.DEFECT, name if reason == name else f"{name}: {reason}", name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from threading import Event as Flag
 from time import monotonic
 
 from progressor.config import RetryPolicy
@@ -36,7 +37,7 @@ def pause(scan_timeout: float, stale: float) -> float:
 
 
 class ZombieCollector(Actor):
-    """`stale`: seconds after which a running task is a zombie whoever owns it."""
+    """`stale`: seconds after which a running task is a zombie whoever owns it. `stop`: as of `Scanner`."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class ZombieCollector(Actor):
         stale: float,
         scan_timeout: float,
         lease: Lease,
+        stop: Flag,
         directory: Directory,
         tokens: Tokens,
         timer: Timer,
@@ -61,6 +63,7 @@ class ZombieCollector(Actor):
         self._stale = stale
         self._pause = pause(scan_timeout, stale)
         self._lease = lease
+        self._halt = stop
         self._directory = directory
         self._tokens = tokens
         self._timer = timer
@@ -94,7 +97,8 @@ class ZombieCollector(Actor):
             while self._take_page() == PAGE:
                 pass
         except (StorageError, ActorDead, CallTimeout) as error:
-            logger.warning("%s: zombies were not collected: %s", self._ns, error)
+            if not self._halt.is_set():
+                logger.warning("%s: zombies were not collected: %s", self._ns, error)
         self._metrics.zombies_collected(monotonic() - started)
 
     def _take_page(self) -> int:
