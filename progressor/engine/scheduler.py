@@ -93,7 +93,8 @@ class Scheduler(Actor):
         self._inits: dict[str, list[Future[None]]] = {}
         self._expected: dict[int, Hint] = {}
         self._by_time: list[tuple[datetime, int]] = []
-        self._claiming: set[int] = set()
+        self._claiming: dict[int, int] = {}
+        """Tokens of the claims whose answer is to come, by task."""
         self._alarm: tuple[datetime, TimerHandle] | None = None
         self._wants_more = False
         self._draining = False
@@ -202,7 +203,8 @@ class Scheduler(Actor):
                 self._remember(hint)
 
     def _claimed(self, claim: Claim, found: Claimed | Hint | None) -> None:
-        self._claiming.discard(claim.token)
+        if self._claiming.get(claim.hint.task_id) == claim.token:
+            del self._claiming[claim.hint.task_id]
         match found:
             case Claimed():
                 self._hold(found)
@@ -274,6 +276,8 @@ class Scheduler(Actor):
         return not self._wants_more
 
     def _remember(self, hint: Hint) -> None:
+        if hint.task_id in self._claiming:  # a scan found it that began before the claim
+            return
         if len(self._expected) >= MAX_EXPECTED:
             self._wants_more = True
             return
@@ -297,7 +301,7 @@ class Scheduler(Actor):
         for start in range(0, len(claims), CLAIM_BATCH):
             batch = claims[start : start + CLAIM_BATCH]
             if self._directory.cast(Role.WRITER, self._database, ClaimTasks(self._ns, batch)):
-                self._claiming.update(claim.token for claim in batch)
+                self._claiming.update((claim.hint.task_id, claim.token) for claim in batch)
         if self._wants_more and len(self._expected) < MAX_EXPECTED // 2:
             self._wants_more = False
             self._directory.cast(Role.SCANNER, self._ns, ScanTimers())
