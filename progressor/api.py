@@ -167,7 +167,7 @@ class FutureClient(FutureVerbs):
         """Has the events of a range brought to their newer representation. Raises NamespaceNotFound when the namespace
         has no modernizer, ProcessNotFound, RequestTimeout, StorageUnavailable, and ProcessorError when the modernizer
         fails. Events that were stored by then stay so: the same request goes on with the others."""
-        return _in_thread(self._engine.modernizers, modernize, self._engine, ns, id, range, context, timeout)
+        return _in_thread(self._engine.modernizers, modernize, self._engine, ns, id, range, context, timeout, now())
 
     def _run(self, verb: Callable[P, T], *args: P.args, **given: P.kwargs) -> Future[T]:
         return _in_thread(self._engine.readers, verb, *args, **given)
@@ -373,14 +373,22 @@ def timer(engine: Engine, ns: str, process_id: str) -> datetime | None:
 
 
 def modernize(
-    engine: Engine, ns: str, process_id: str, range_: Range | None, context: bytes, timeout: float | None
+    engine: Engine,
+    ns: str,
+    process_id: str,
+    range_: Range | None,
+    context: bytes,
+    timeout: float | None,
+    asked: datetime,
 ) -> None:
+    """The time runs since it was asked for: it has waited for a thread."""
     namespace = engine.namespace(ns)
     if namespace.modernizer is None:
         raise NamespaceNotFound
-    deadline = now() + timedelta(seconds=_patience(namespace, timeout))
+    deadline = asked + timedelta(seconds=_patience(namespace, timeout))
+    left = modernization.seconds_left(deadline)
     whole = get(
-        engine, ns, process_id, Range(limit=0), cache=False, at_least_event_id=None, timeout=timeout
+        engine, ns, process_id, Range(limit=0), cache=False, at_least_event_id=None, timeout=left
     )  # waits for an init that runs
     modernization.modernize(
         namespace.storage,

@@ -38,7 +38,7 @@ def modernize(
         if version is not None and version >= modernizer.format_version:
             continue
         check_open()
-        _seconds_left(deadline)
+        seconds_left(deadline)
         newer = _ask(modernizer, ModernizeRequest(ns, process_id, event, deadline), context)
         if _is_newer(event, version, format_version(newer.metadata)):
             storage.modernize(ns, process_id, event, newer)
@@ -49,7 +49,7 @@ def _events(storage: Storage, ns: str, process_id: str, range_: Range, deadline:
     left = range_.limit
     while left is None or left > 0:
         limit = PAGE if left is None else min(PAGE, left)
-        process = storage.get(ns, process_id, replace(range_, limit=limit), _seconds_left(deadline))
+        process = storage.get(ns, process_id, replace(range_, limit=limit), seconds_left(deadline))
         if process is None:
             raise ProcessNotFound
         yield from process.history
@@ -59,7 +59,8 @@ def _events(storage: Storage, ns: str, process_id: str, range_: Range, deadline:
         left = None if left is None else left - limit
 
 
-def _seconds_left(deadline: datetime) -> float:
+def seconds_left(deadline: datetime) -> float:
+    """Raises RequestTimeout when there are none."""
     left = (deadline - now()).total_seconds()
     if left <= 0:
         raise RequestTimeout(

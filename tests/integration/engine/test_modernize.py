@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event as Flag
+from threading import Semaphore
 from typing import Any
 
 import psycopg
 import pytest
 
 from progressor import Event, ModernizeRequest, Node, Process, RequestTimeout, now
+from progressor.application import MODERNIZERS
 from tests import stage
 from tests.conftest import Database
 from tests.eventually import eventually
@@ -95,3 +97,28 @@ def test_it_ends_at_its_deadline_and_goes_on_when_asked_again(database: Database
         assert payloads(running) == [b"new", b"two"]
         running.client.future.modernize(ns=NS, id="p").result(30)
         assert payloads(running) == [b"new", b"new"]
+
+
+def test_what_waits_for_a_thread_waits_no_longer_than_it_said(database: Database) -> None:
+    begun, go_on, asked = Semaphore(0), Flag(), list[str]()
+
+    def held(request: ModernizeRequest) -> None:
+        asked.append(request.process_id)
+        begun.release()
+        go_on.wait(30)
+
+    with node(database, held) as running:
+        for n in range(MODERNIZERS + 1):
+            running.client.put(ns=NS, id=f"p{n}", process=Process(f"p{n}", history=[Event(b"old")]))
+        first = [running.client.future.modernize(ns=NS, id=f"p{n}") for n in range(MODERNIZERS)]
+        for _ in first:
+            assert begun.acquire(timeout=30)
+        before = now()
+        last = running.client.future.modernize(ns=NS, id=f"p{MODERNIZERS}", timeout=0.1)
+        eventually(lambda: (now() - before).total_seconds() > 0.1)
+        go_on.set()
+        with pytest.raises(RequestTimeout):
+            last.result(30)
+        for each in first:
+            each.result(30)
+        assert f"p{MODERNIZERS}" not in asked
