@@ -20,7 +20,7 @@ from typing import Any, Self
 from thrift.Thrift import TApplicationException, TException
 
 from progressor import checks
-from progressor.errors import ConfigError, RequestTimeout, StorageUnavailable, UnexpectedAnswer
+from progressor.errors import ConfigError, InvalidRequest, RequestTimeout, StorageUnavailable, UnexpectedAnswer
 from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit
 from progressor.rpc import codec, native_types
 from progressor.rpc.address import Address, read_url
@@ -197,7 +197,18 @@ def _range(range_: Range | None) -> Any:
 
 
 def _message(method: str, *arguments: Any) -> bytes:
-    return codec.encode_message(method, codec.CALL, 0, getattr(Generated, f"{method}_args")(*arguments))
+    """Raises InvalidRequest."""
+    try:
+        message = codec.encode_message(method, codec.CALL, 0, getattr(Generated, f"{method}_args")(*arguments))
+    except OverflowError as error:  # of one string; that numbers have room was checked
+        raise _too_large() from error
+    if len(message) > codec.LARGEST:
+        raise _too_large()
+    return message
+
+
+def _too_large() -> InvalidRequest:
+    return InvalidRequest("request", f"it has more than {codec.LARGEST} bytes, the most that Thrift can carry")
 
 
 def _result(method: str, reply: bytes) -> Any:

@@ -23,6 +23,8 @@ from progressor.rpc.gen.state_processing import ttypes as state_processing
 
 T = TypeVar("T")
 VERSION = 0x80010000
+LARGEST = 2**31 - 1
+"""Bytes of a message, and of a string in it: lengths have 32 bits with a sign."""
 BEGINNING = 8
 """Bytes that tell how long the head of a message is."""
 REPLACEMENT = "\ufffd"
@@ -58,6 +60,8 @@ def encode(value: Any) -> bytes:
 
 
 def encode_message(name: str, kind: int, seqid: int, value: Any) -> bytes:
+    """Raises ValueError when the struct is incomplete, OverflowError when a number or a string of it has no room."""
+
     def write(protocol: Any) -> None:
         protocol.writeMessageBegin(name, kind, seqid)
         value.write(protocol)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -38,6 +40,7 @@ from progressor import (
     UnexpectedAnswer,
     now,
 )
+from progressor.rpc import codec
 from progressor.storage.embedded import EmbeddedPostgres
 from tests.acceptance.nodes import FREE_PORT, NS, Gates, NodeProcess, as_toml, config, started
 from tests.acceptance.relay import Loss, Relay, relaying
@@ -261,6 +264,26 @@ def test_a_request_that_is_too_large(client: Client, name: str, size: int) -> No
         client.init(ns=TALK, id=name, args=bytes(size))
     assert caught.value.field == "request"
     client.init(ns=TALK, id=name, args=b"x")
+
+
+@pytest.mark.parametrize("scheme", ["thrift", "http"])
+def test_a_request_that_thrift_cannot_carry(scheme: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It is not sent: nobody listens."""
+    with Client(f"{scheme}://127.0.0.1:1") as client:
+        monkeypatch.setattr(codec, "LARGEST", 1000)
+        with pytest.raises(InvalidRequest, match=r"request: .*1000"):
+            client.init(ns=TALK, id=name, args=bytes(1000))
+        with pytest.raises(CannotConnect):
+            client.init(ns=TALK, id=name, args=bytes(500))
+
+
+def test_a_binary_that_thrift_cannot_carry() -> None:
+    """In a process of its own, since a failed test shows its values. Zeros that nobody looks at take no memory."""
+    asked = "progressor.Client('thrift://127.0.0.1:1').init(ns='a', id='b', args=bytes(2**31))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import progressor; {asked}"], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "InvalidRequest: request: it has more than 2147483647 bytes" in done.stderr
 
 
 def test_any_patience_is_possible(client: Client, name: str) -> None:
