@@ -198,6 +198,15 @@ def imported(id: str, process: object) -> Process:
     return replace(process, history=history, last_event_id=len(history))
 
 
+def is_host(text: str) -> bool:
+    """Whether it can be looked up: an address, or a name whose parts have 1 to 63 characters."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 def is_sendable(secret: str) -> bool:
     """Whether a header of HTTP can carry it."""
     return bool(secret) and all("!" <= character <= "~" for character in secret)

@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
-from progressor.checks import SENDABLE, is_sendable
+from progressor.checks import SENDABLE, is_host, is_sendable
 from progressor.errors import ConfigError
 from progressor.model import TaskType
 
@@ -838,8 +838,8 @@ _ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:\[\]]+)):([0-9]{1,5
 def _address(value: Any) -> tuple[str, int]:
     """`host:port`; an IPv6 address in brackets."""
     found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
-    if found and int(found[3]) < 65536:
-        return found[1] or found[2], int(found[3])
+    if found and is_host(host := found[1] or found[2]) and int(found[3]) < 65536:
+        return host, int(found[3])
     raise _expected('"host:port"', value)
 
 

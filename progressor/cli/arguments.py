@@ -140,7 +140,7 @@ def _range(given: argparse.Namespace) -> Range | None:
 def _bytes(text: str) -> bytes:
     kind, colon, rest = text.partition(":")
     if text == "-":
-        return sys.stdin.buffer.read()
+        return _input()
     if text.startswith("@"):
         return _file(text[1:])
     if colon and kind == "text":
@@ -153,6 +153,15 @@ def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
+def _input() -> bytes:
+    if sys.stdin is None:
+        raise argparse.ArgumentTypeError("standard input is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read standard input: {error.strerror}") from None
+
+
 def _file(name: str) -> bytes:
     try:
         return Path(name).read_bytes()
@@ -161,7 +170,7 @@ def _file(name: str) -> bytes:
 
 
 def _document(name: str) -> object:
-    return _json((sys.stdin.buffer.read() if name == "-" else _file(name)), name)
+    return _json(_input() if name == "-" else _file(name), name)
 
 
 def _object(text: str) -> dict[str, Any]:

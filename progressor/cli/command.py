@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from progressor.cli.arguments import parse
+from progressor.cli.complaint import complain
 from progressor.client import Client
 from progressor.errors import CannotConnect, ConfigError, ProgressorError
 
@@ -21,33 +21,43 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    if sys.stdout is None:
+        print("progressor: standard output is closed, nothing was done", file=sys.stderr)
+        return FAILED
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale can show
     try:
-        status = _run(parse(arguments))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads on. What is left in the buffer goes nowhere, so that the interpreter's last flush is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _run(parse(arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
-    return status
 
 
 def _run(given: argparse.Namespace) -> int:
     try:
         with _client(given) as client:
             status: int = given.run(client, given)
-            return status
+        sys.stdout.flush()
     except ProgressorError as error:
-        _complain(given, error)
+        complain(given, error)
         match error:
             case CannotConnect():
                 return NOT_CONNECTED
             case ConfigError():
                 return USAGE
         return FAILED
+    except BrokenPipeError:  # nobody reads on
+        _forget_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        _forget_output()
+        complain(given, error, f"cannot write to standard output: {error.strerror}")
+        return FAILED
+    return status
+
+
+def _forget_output() -> None:
+    """What is left in the buffer goes nowhere, so that the interpreter's last flush is quiet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _client(given: argparse.Namespace) -> Client:
@@ -71,11 +81,3 @@ def _secret(file: str | None) -> str | None:
         return Path(file).read_text().rstrip("\r\n")
     except (OSError, ValueError) as error:
         raise ConfigError([f"--secret-file: cannot be read: {getattr(error, 'strerror', 'not UTF-8')}"]) from None
-
-
-def _complain(given: argparse.Namespace, error: ProgressorError) -> None:
-    if given.json:
-        print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
-    else:
-        for line in str(error).splitlines():
-            print(f"progressor: {line}", file=sys.stderr)

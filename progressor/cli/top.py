@@ -14,6 +14,7 @@ from threading import Event
 from typing import Any
 
 from progressor.cli import document
+from progressor.cli.complaint import complain
 from progressor.cli.look import Look
 from progressor.cli.table import table, time
 from progressor.client import Client
@@ -38,7 +39,10 @@ def top(client: Client, given: argparse.Namespace) -> int:
                 _print(given, look, last)
                 last = look
             except ProgressorError as error:
-                print(f"{begin}{time(now())} {error}", flush=True)
+                if given.json:
+                    complain(given, error)
+                else:
+                    print(f"{begin}{time(now())} {error}", flush=True)
             Event().wait(given.interval)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
+from progressor import checks
 from progressor.errors import ConfigError
 
 DEFAULT_PATH = "/v1/progressor"
@@ -57,6 +58,8 @@ def _problem(parts: SplitResult) -> str | None:
         return "a user or a password has no place in it: give the secret by itself"
     if not parts.hostname:
         return f"there is no host behind {parts.scheme}://"
+    if not checks.is_host(parts.hostname):
+        return f"no host has the name {parts.hostname}: expected parts of 1 to 63 characters"
     try:
         port = parts.port
     except ValueError:

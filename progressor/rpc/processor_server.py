@@ -24,6 +24,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 
 from progressor import rfc3339
+from progressor.checks import is_host
 from progressor.errors import CannotListen, ConfigError, ProcessorError, TransientError
 from progressor.metrics import RequestMetrics
 from progressor.model import Health, Intent, Remove, SetTimer, StepRequest, TaskType, UnsetTimer
@@ -119,7 +120,7 @@ def serving(client: str, options: Mapping[str, Any] | None = None, listen: str =
     service = ProcessorService(resolve(client, options or {}), requests)
     bound: list[tuple[str, int]] = []
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not is_host(host) or not port.isdecimal():
         raise ConfigError([f"listen: expected HOST:PORT, got {listen!r}"])
     server = start_root(
         lambda: HttpServer(

@@ -71,6 +71,16 @@ class Command:
         assert done.returncode == status, done
         return done
 
+    def redirected(self, how: str, *arguments: str, status: int) -> str:
+        """What it says on standard error when a shell redirects its input or output."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'"$@" {how}', "sh", *COMMAND, *arguments],
+            cwd=ROOT, env=self._env, capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (status, b""), done
+        assert b"Traceback" not in done.stderr
+        return done.stderr.decode()
+
     def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*COMMAND, *arguments], cwd=ROOT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -274,6 +284,42 @@ def test_a_reader_that_has_enough(progressor: Command) -> None:
         full.stdout.readline()
         full.stdout.close()
         assert (full.wait(), full.stderr.read()) == (141, b"")
+
+
+@pytest.mark.parametrize("verb", ["get", "trace"])
+def test_a_disk_that_is_full(progressor: Command, verb: str) -> None:
+    name = new_id()
+    progressor("init", TALK, name, '{"events": 3000}')
+    for arguments in ([], ["--json"]):
+        told = progressor.redirected("> /dev/full", verb, TALK, name, *arguments, status=1)
+        text = "cannot write to standard output: No space left on device"
+        assert (
+            json.loads(told) == {"error": "OSError", "message": text} if arguments else told == f"progressor: {text}\n"
+        )
+
+
+def test_a_closed_output_or_input(progressor: Command, tmp_path: Path) -> None:
+    name = new_id()
+    told = progressor.redirected(">&-", "init", ECHO, name, status=1)
+    assert told == "progressor: standard output is closed, nothing was done\n"
+    assert progressor.error("get", ECHO, name, status=1) == "progressor: process not found\n"
+    for verb in ("call", "put"):
+        assert "standard input is closed" in progressor.redirected("<&-", verb, ECHO, name, "-", status=2)
+        told = progressor.redirected(f"0> {tmp_path}/for-writing", verb, ECHO, name, "-", status=2)
+        assert "cannot read standard input: Bad file descriptor" in told
+
+
+def test_top_tells_errors_as_json(progressor: Command) -> None:
+    with progressor.begin("top", "no/where", "--json", "--interval", "0.05") as live:
+        assert live.stdout is not None
+        assert live.stderr is not None
+        for _ in range(2):
+            assert json.loads(live.stderr.readline()) == {
+                "error": "NamespaceNotFound",
+                "message": "namespace not found",
+            }
+        live.kill()
+        assert live.stdout.read() == b""
 
 
 def test_the_answer_that_does_not_come(progressor: Command) -> None:

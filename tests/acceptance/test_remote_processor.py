@@ -231,7 +231,10 @@ def test_a_server_that_cannot_listen_has_failed(port: int) -> None:
     assert f"processor_server: cannot listen on 127.0.0.1:{port}: " in done.stderr
 
 
-@pytest.mark.parametrize("wrong", [["nobody:Nothing"], ["echo", "--listen", "x"], ["echo", "--options", "[]"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["nobody:Nothing"], ["echo", "--listen", "x"], ["echo", "--listen", "a..b:1"], ["echo", "--options", "[]"]],
+)
 def test_a_server_that_is_used_wrongly_says_so(wrong: list[str]) -> None:
     done = serve(*wrong)
     assert (done.returncode, done.stdout) == (2, "")

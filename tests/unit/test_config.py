@@ -402,6 +402,10 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             'listen.thrift: expected "host:port", got "h:65536"',
         ],
     ),
+    "a host that no resolver takes": (
+        BASE + "[listen]\nhttp = 'a..b:80'",
+        ['listen.http: expected "host:port", got "a..b:80"'],
+    ),
     "one address for both servers": (
         BASE + "[listen]\nhttp = 'h:1'\nthrift = 'h:1'",
         ["listen.thrift: expected another address than that of http"],

@@ -28,6 +28,8 @@ WRONG = {
     "http://h/path?query": "url: expected nothing behind http://h",
     "http://user:hunter2@h": "url: a user or a password has no place in it: give the secret by itself",
     "http://[::1": "url: Invalid IPv6 URL",
+    "thrift://a..b:1": "url: no host has the name a..b: expected parts of 1 to 63 characters",
+    f"http://{'a' * 64}.b": f"url: no host has the name {'a' * 64}.b: expected parts of 1 to 63 characters",
     "": "url: expected one of thrift://, thrifts://, http://, https://, got ''",
 }
 
