@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 EVERYTHING = Range()
-LOAD_PAUSE = 0.2
-"""Seconds between attempts to read a process while the database is away."""
+PAUSE = 0.2
+"""Seconds between attempts to read a process, and between looks at the lease, while the database is away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +97,10 @@ class Worker(Actor):
             claimed = self._shop.ready.take(self.ref, woken=False)
 
     def _run(self, claimed: Claimed) -> None:
-        self._bench.claimed, self._bench.started = claimed, math.inf
+        self._bench.started = math.inf  # first: what is seen with the time of another task would be given up for it
+        self._bench.claimed = claimed
         loaded = self._load(claimed)
-        if loaded is not None:
+        if loaded is not None and self._may_begin(claimed):
             completion = self._step(*loaded)
             self._shop.directory.cast(Role.WRITER, self._shop.database, Complete(self._shop.ns, completion))
         with self._bench.lock:
@@ -135,6 +136,16 @@ class Worker(Actor):
         except LeaseLost:
             return None
 
+    def _may_begin(self, claimed: Claimed) -> bool:
+        """Waits for the lease, which may have run out since the task was taken; False when it was replaced: another
+        node runs the task."""
+        lease = self._shop.lease
+        while claimed.task.owner == lease.epoch:
+            if lease.is_valid:
+                return claimed.task.owner == lease.epoch
+            Flag().wait(PAUSE)
+        return False
+
     def _read(self, claimed: Claimed, range_: Range) -> Sequence[Event]:
         """Events that the step looks at. The time that this takes is not the processor's: its deadline stands still."""
         bench, storage, process_id = self._bench, self._shop.storage, claimed.task.process_id
@@ -158,7 +169,7 @@ class Worker(Actor):
             except StorageError as error:
                 if not self._shop.stop.is_set():
                     logger.warning("process %s: %s", claimed.task.process_id, error)
-                Flag().wait(LOAD_PAUSE)
+                Flag().wait(PAUSE)
         raise LeaseLost
 
 

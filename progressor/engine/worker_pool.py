@@ -67,15 +67,15 @@ class WorkerPool(Actor):
         for ref, bench in list(self._workers.items()):
             busy += bench.claimed is not None
             if bench.claimed is not None and bench.started < overdue:
-                self._abandon(ref, bench)
+                self._abandon(ref, bench, overdue)
         self._shop.ready.nudge()
         self._shop.metrics.workers(busy, len(self._workers) - busy)
 
-    def _abandon(self, ref: Ref, bench: Bench) -> None:
+    def _abandon(self, ref: Ref, bench: Bench, overdue: float) -> None:
         with bench.lock:
             claimed = bench.claimed
-            if claimed is None:
-                return  # it has just ended
+            if claimed is None or bench.started >= overdue:
+                return  # it has just ended, and the worker may be at the next one
             bench.abandoned = True
         task = claimed.task
         logger.error("task %d of %s hangs, its worker is replaced", task.task_id, task.process_id)
