@@ -40,6 +40,7 @@ from progressor.errors import (
     ProcessInInit,
     ProcessNotFound,
     ProcessRunning,
+    RequestTimeout,
     StorageUnavailable,
 )
 from progressor.model import Answered, Op, Process, Range, TaskType
@@ -49,6 +50,9 @@ from progressor.storage import packing, response, session, sql
 _REFUSALS: Mapping[str, type[ClientError]] = {
     e.text: e for e in (ProcessAlreadyExists, ProcessNotFound, ProcessInError, ProcessInInit, ProcessRunning)
 }
+_REMOVED_OR_NOT = (
+    "timeout: the connection was lost as the process was removed: get the process before you remove it again"
+)
 _TERMINATION_PATIENCE_MS = 5000
 NO_STREAMS = Streams()
 Cursor: TypeAlias = psycopg.Cursor[TupleRow]
@@ -288,6 +292,8 @@ def _fate(row: Row, request: Request, epoch: int) -> Refused | Answered | Accept
             return Answered(None, row.task_id)
         case "conflict":
             return Refused(IdempotencyConflict())
+        case "in doubt":
+            return Refused(RequestTimeout(_REMOVED_OR_NOT))
         case "answered" if request.op in (Op.NOTIFY, Op.SIMPLE_REPAIR):  # these were answered when accepted
             return Accepted(row.task_id)
         case "answered":

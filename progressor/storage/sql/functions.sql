@@ -69,7 +69,8 @@ $$;
 -- Accepts requests, those to one process in their order: checks each against its process and stores its task, running (fate `started`: the
 -- caller runs it under a_token) or waiting behind others (`queued`). A request whose idempotency key is known, or with
 -- p_again (the answer to a batch was lost, this is the same batch) its token, has no second effect: `answered` (finished), `joined` (in progress) or `conflict`. Refusals are fates that begin
--- with `process`. A removed process leaves `removed` and one `gone` for each task that waited. p_lifecycle: whether the
+-- with `process`. `in doubt`: a removal without a key may have been done when the batch was sent first, and the process that is there be
+-- a later one. A removed process leaves `removed` and one `gone` for each task that waited. p_lifecycle: whether the
 -- outbox is to have a message of processes that are removed or repaired here.
 create or replace function {prepare}(
   p_epoch bigint, p_again boolean, p_lifecycle boolean,
@@ -136,6 +137,8 @@ begin
       elsif not found then  -- a request to remove leaves no trace: this one was done when the batch was sent first
         o.fate := case when p_again and item.op = 'remove' then 'removed' else 'process not found' end;
         o.task_id := 0;
+      elsif p_again and item.op = 'remove' and item.key is null then
+        o.fate := 'in doubt';
       elsif item.op in ('call', 'notify') then
         o.fate := case when v_status = 'error' then 'process is error' end;
       elsif item.op in ('repair', 'simple_repair') then

@@ -16,6 +16,7 @@ from progressor.errors import (
     ProcessInInit,
     ProcessNotFound,
     ProcessRunning,
+    RequestTimeout,
     StorageUnavailable,
 )
 from progressor.model import Answered, Intent, Op, SetTimer, TaskType
@@ -444,6 +445,36 @@ def test_a_removal_without_a_key_that_is_sent_again_is_still_a_success(node: Nod
     batch = [request("remove", "p")]
     assert isinstance(node.commit(batch).requests[0], Answered)
     assert isinstance(node.commit(batch, again=True).requests[0], Answered)
+
+
+def test_a_removal_that_is_sent_again_spares_the_process_that_was_made_meanwhile(node: Node, tap: Tap) -> None:
+    node.process("p")
+    batch = [request("remove", "p"), request("init", "p")]
+    first = node.commit(batch).requests
+    assert isinstance(first[0], Answered)
+    before = tap.tables()
+    removed, made = node.commit(batch, again=True).requests
+    assert tap.tables() == before
+    assert refusal(removed) is RequestTimeout
+    assert made == first[1]
+    node.finish(started(made))
+    assert tap.status("p") == "running"
+
+
+def test_a_removal_with_a_key_that_is_sent_again_has_been_done_though_the_process_is_there(node: Node) -> None:
+    node.process("p")
+    batch = [request("remove", "p", key="k"), request("init", "p")]
+    first = node.commit(batch).requests
+    assert node.commit(batch, again=True).requests == first
+
+
+def test_a_removal_that_waits_is_found_when_it_is_sent_again(node: Node, tap: Tap) -> None:
+    claimed = node.start("init", "p")
+    batch = [request("remove", "p")]
+    first = node.commit(batch).requests
+    assert node.commit(batch, again=True).requests == first
+    node.finish(claimed)
+    assert tap.status("p") is None
 
 
 def test_a_simple_repair_that_is_sent_again_has_been_done(node: Node, tap: Tap) -> None:
