@@ -286,6 +286,13 @@ begin
     end if;
   end if;
 
+  -- `now` is by the clock of the node. Where that is ahead the timer waits, but not for a difference that every two clocks
+  -- have: what is to go on at once shall.
+  if exists (select from unnest(a_timer, a_at) as i(timer, at) where i.timer = 'now' and i.at > v_now + interval '1 s') then
+    select array_agg(case when i.timer = 'now' and i.at > v_now + interval '1 s' then 'at' else i.timer end order by i.ord)
+      into a_timer from unnest(a_timer, a_at) with ordinality as i(timer, at, ord);
+  end if;
+
   -- Which items have something in the schedule: a timer, waiting calls, a request to be removed. Mostly none.
   select array_agg(i.ord) into v_more
     from unnest(a_pid) with ordinality as i(pid, ord)

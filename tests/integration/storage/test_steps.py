@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -129,7 +129,8 @@ def test_requests_and_steps_of_one_process_share_a_batch(node: Node) -> None:
 def test_what_a_step_does_to_the_timer(node: Node, tap: Tap, change: TimerChange, old: str, new: list[str]) -> None:
     node.process("p")
     timer = node.timer("p", soon())
-    fate = node.complete(replace(step(node.start("call", "p")), timer=Timer(change, soon())))
+    at = now() if change is TimerChange.NOW else soon()
+    fate = node.complete(replace(step(node.start("call", "p")), timer=Timer(change, at)))
     assert tap.task_status(timer.task_id) == old
     assert [status for task, _, status in tap.schedule("p") if task != timer.task_id] == new
     assert isinstance(fate, Completed)
@@ -147,6 +148,30 @@ def test_a_timer_of_now_runs_without_the_schedule(node: Node, tap: Tap) -> None:
     assert tap.running("p") == after.task.task_id
     node.finish(after)
     assert tap.running("p") is None
+
+
+def test_a_timer_that_is_due_on_a_node_whose_clock_is_ahead_waits(node: Node, tap: Tap) -> None:
+    """Also where another item of the batch goes on at once, and one has no timer at all."""
+    names = ["ahead", "due", "none"]
+    claims = [started(a) for a in node.commit([request("init", name) for name in names]).requests]
+    at = now() + timedelta(seconds=10)
+    timers = [Timer(TimerChange.NOW, at), Timer(TimerChange.NOW, now()), Timer(TimerChange.KEEP)]
+    steps = [replace(step(c, Intent([Event(b"e")])), timer=timer) for c, timer in zip(claims, timers, strict=True)]
+    ahead, due, none = node.commit(completions=steps).completions
+    assert isinstance(ahead, Completed)
+    assert ahead.next is None
+    assert [hint.at for hint in ahead.hints] == [at]
+    assert tap.running("ahead") is None
+    (early,) = node.claim(*ahead.hints)
+    assert early == ahead.hints[0]
+    assert next_of(due).task.task_type == "timeout"
+    assert none == Completed()
+
+
+def test_a_timer_waits_for_no_difference_that_clocks_usually_have(node: Node) -> None:
+    at = now() + timedelta(seconds=0.5)
+    fate = node.complete(replace(step(node.start("init", "p")), timer=Timer(TimerChange.NOW, at)))
+    assert next_of(fate).task.scheduled_time == at
 
 
 def test_a_timer_keeps_its_microseconds_and_the_context_of_its_step(node: Node, storage: PostgresStorage) -> None:
