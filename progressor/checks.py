@@ -28,6 +28,8 @@ LONGEST_ID = 256
 LONGEST_KEY = 256
 LARGEST_EVENT_ID = 2**63 - 1
 LARGEST_PAGE = 10_000
+LARGEST_BINARY = 256 * 1024 * 1024
+"""Bytes. PostgreSQL takes less than a gigabyte in one message, and needs its size several times to store it."""
 _NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
 """An escaped NUL in JSON, unlike an escaped backslash before `u0000`."""
 IMPORTABLE = (ProcessStatus.RUNNING, ProcessStatus.ERROR)
@@ -72,6 +74,8 @@ def idempotency_key(value: object) -> None:
 def binary(field: str, value: object) -> None:
     if not isinstance(value, bytes):
         raise InvalidRequest(field, f"expected bytes, got {type(value).__name__}")
+    if len(value) > LARGEST_BINARY:
+        raise InvalidRequest(field, f"has {len(value)} bytes, at most {LARGEST_BINARY} are allowed")
 
 
 def timeout(value: object) -> None:

@@ -21,6 +21,10 @@ EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """From where PostgreSQL counts the microseconds of its timestamps."""
 LEASE_LOST = "PG001"
 """SQLSTATE that progressor_hold_lease raises."""
+READ_ONLY = "25006"
+"""SQLSTATE of a standby, and of a database that is kept from growing."""
+EXHAUSTED = ("53200", "53400", "57014")
+"""SQLSTATEs: memory, another limit, or the time for a statement ran out."""
 _DEFAULTS: Mapping[str, Any] = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 
 
@@ -59,16 +63,25 @@ def translate(error: Exception) -> StorageError:
     """By class and SQLSTATE (PostgreSQL manual, appendix A), never by text.
 
     OperationalError is the connection (08), resources (53), an operator's hand (57), and a transaction that
-    lost a race (40, 55): all may pass. Data that does not fit (22, 23, 54 and the like) will not.
+    lost a race (40, 55): all may pass, and so may READ_ONLY. Data that does not fit (22, 23, 54 and the like) will not.
     """
     sqlstate = getattr(error, "sqlstate", None) or ""
     if sqlstate == LEASE_LOST:
         return LeaseLost()
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not sqlstate.startswith("54"):
+    passes = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not sqlstate.startswith("54")
+    if passes or sqlstate == READ_ONLY:
         return StorageUnavailable(f"{StorageUnavailable.text}: {_first_line(error)}")
     if isinstance(error, psycopg.Error):
         return StorageRejected(f"{StorageRejected.text}: {_first_line(error)}")
     return StorageUnavailable(f"{StorageUnavailable.text}: {_first_line(error)}")
+
+
+def may_be_to_blame(error: psycopg.Error) -> bool:
+    """Whether what was sent may be why the database failed: the connection broke over it, or something ran out.
+
+    It is not to blame for a full disk, nor for locks of others.
+    """
+    return not error.sqlstate or error.sqlstate.startswith("08") or error.sqlstate in EXHAUSTED
 
 
 def _first_line(error: Exception) -> str:

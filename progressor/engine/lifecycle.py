@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any
 
 from progressor import model
+from progressor.checks import LARGEST_BINARY
 from progressor.config import RetryPolicy
 from progressor.engine import retry
 from progressor.engine.ports import Claimed, Completion, Notice, Outcome, Refused, Task, Timer, TimerChange
@@ -59,14 +60,24 @@ _BYTES = (bytes, NoneType)
 _OTHER_ACTIONS = (NoneType, UnsetTimer, Remove)
 
 UNSUPPORTED = Failure(Kind.DEFECT, "unsupported_result")
+TOO_LARGE = Failure(Kind.DEFECT, "result_too_large")
 
 REMOVED = Intent(action=Remove())
 """The result of a remove task: there is no processor call."""
 
 
 def checked(result: object) -> Intent | Failure:
-    """What a processor returned, when its parts have the types that they should have."""
-    return result if isinstance(result, Intent) and _is_sound(result) else UNSUPPORTED
+    """What a processor returned, when its parts have the types and sizes that they should have."""
+    if not isinstance(result, Intent) or not _is_sound(result):
+        return UNSUPPORTED
+    return result if _size(result) <= LARGEST_BINARY else TOO_LARGE
+
+
+def _size(intent: Intent) -> int:
+    size = len(intent.aux_state or b"") + len(intent.response or b"")
+    for event in intent.events:
+        size += len(event.payload)
+    return size
 
 
 def _is_sound(intent: Any) -> bool:

@@ -285,13 +285,16 @@ class Committer(Protocol):
     """The write side of a database, used by one writer."""
 
     in_doubt: bool
-    """After StorageUnavailable: whether the batch had been sent, so that it may have been committed."""
+    """After StorageUnavailable: whether the batch had been sent, so that it may have been committed. After
+    StorageRejected: whether it was committed, and what came back could not be read."""
+    is_suspect: bool
+    """After StorageUnavailable: whether the batch itself may be what the database fails at."""
 
     def commit(self, epoch: int, batches: Mapping[str, Batch], *, again: bool) -> Mapping[str, BatchResult]:
         """One transaction for all namespaces. `again`: the answer to the same batches was lost.
 
-        Raises LeaseLost when the epoch is no longer trusted, and StorageRejected when the database
-        refuses some of the data; then nothing was done. After StorageUnavailable the outcome is unknown.
+        Raises LeaseLost when the epoch is no longer trusted; then nothing was done. StorageRejected when the
+        database refuses some of the data, StorageUnavailable when it is not there; then see `in_doubt`.
         """
 
     def close(self) -> None: ...

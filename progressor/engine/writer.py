@@ -1,8 +1,8 @@
 """Group commit: all that waits in the mailbox becomes one transaction.
 
-Alone at low load, big batches under load; never a pause to fill one. An item that the database refuses must not
-fail the others: the batch is halved until the culprit stands alone. While the database is away everything is
-held; a request fails when its deadline comes, a result is held as long as the lease is.
+Alone at low load, big batches under load; never a pause to fill one. An item that the database refuses, or fails at
+again and again, must not fail the others: the batch is halved until the culprit stands alone. While the database is
+away everything is held; a request fails when its deadline comes, a result is held as long as the lease is.
 """
 
 from __future__ import annotations
@@ -21,15 +21,22 @@ from progressor.engine.directory import Directory, Role
 from progressor.engine.lease import Lease, LeaseIsLost
 from progressor.engine.messages import Accept, ClaimTasks, Committed, Complete, Publish, Settle
 from progressor.engine.ports import Batch, BatchResult, Claim, Committer, Lost, Refused
-from progressor.errors import LeaseLost, RequestTimeout, StorageRejected, StorageUnavailable
+from progressor.errors import LeaseLost, RequestTimeout, StorageError, StorageRejected, StorageUnavailable
 from progressor.metrics import Metrics
+from progressor.model import Answered
 from progressor.otp import Actor
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 500
+MAX_BYTES = 32 * 1024 * 1024
+"""What the items of a batch have at most together; a larger one comes alone. PostgreSQL takes less than a gigabyte."""
+TRIALS = 5
+"""How often the database may fail at a batch, though it takes an empty one, before the batch is halved."""
 PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds between attempts to reach the database; the last one repeats."""
+
+_UNKNOWN = "timeout: the database fails at this request, and nobody knows whether it was stored"
 
 Item: TypeAlias = Accept | Complete | ClaimTasks
 
@@ -67,14 +74,14 @@ class Writer(Actor):
         items: list[Item] = [message, *self.drain(MAX_BATCH - 1)]  # type: ignore[list-item]
         self._lease.writing_since = monotonic()
         while items:
-            now, items = _one_completion_a_process(items)
+            now, items = _next_batch(items)
             self._commit(now)
         self._lease.writing_since = None
         return None
 
-    def _commit(self, items: Sequence[Item], *, again: bool = False) -> None:
-        """Commits the items, and does not return before each has its fate."""
-        attempt = 0
+    def _commit(self, items: Sequence[Item], *, again: bool = False, is_part: bool = False) -> None:
+        """Commits the items, and does not return before each has its fate. `is_part`: the database failed at more."""
+        attempt = failures = 0
         while True:
             items = self._without_hopeless(items, again=again)
             if not items:
@@ -86,13 +93,25 @@ class Writer(Actor):
             except StorageUnavailable as error:
                 logger.warning("%d items wait: %s", len(items), error)
                 again = again or self._committer.in_doubt
+                failures += self._committer.is_suspect and self._takes_others(epoch)
+                if failures >= (1 if is_part and len(items) > 1 else TRIALS):
+                    self._isolate(items, error, again=again)
+                    return
             except LeaseLost:
                 self._directory.cast(Role.LEASE, self._database, LeaseIsLost(epoch))
             except StorageRejected as error:
-                self._isolate(items, error, again=again)
+                self._isolate(items, error, again=again or self._committer.in_doubt)
                 return
             Event().wait(PAUSES[min(attempt, len(PAUSES) - 1)])
             attempt += 1
+
+    def _takes_others(self, epoch: int) -> bool:
+        """Whether the database is there, and commits what is no trouble."""
+        try:
+            self._committer.commit(epoch, {}, again=False)
+        except StorageError:
+            return False
+        return True
 
     def _transact(self, epoch: int, items: Sequence[Item], *, again: bool) -> Mapping[str, BatchResult]:
         batches = {ns: group.batch() for ns, group in _by_namespace(items).items()}
@@ -134,18 +153,23 @@ class Writer(Actor):
                 ),
             )
 
-    def _isolate(self, items: Sequence[Item], error: StorageRejected, *, again: bool) -> None:
+    def _isolate(self, items: Sequence[Item], error: StorageError, *, again: bool) -> None:
         if len(items) > 1:
             middle = len(items) // 2
-            self._commit(items[:middle], again=again)
-            self._commit(items[middle:], again=again)
+            self._commit(items[:middle], again=again, is_part=True)
+            self._commit(items[middle:], again=again, is_part=True)
             return
-        logger.error("refused by the database: %s", error)
+        refused, is_known = error, not self._committer.in_doubt
+        if not isinstance(error, StorageRejected):
+            refused, is_known = StorageRejected(f"{StorageRejected.text}: {error}"), False
+        logger.error("refused by the database: %s", refused)
         match items[0]:
             case Accept(ns) as accept:
-                self._tell(ns, Committed(accepted=[(accept, Refused(error))]))
+                self._tell(
+                    ns, Committed(accepted=[(accept, Refused(refused if is_known else RequestTimeout(_UNKNOWN)))])
+                )
             case Complete(ns, completion) as complete if not lifecycle.is_refusal(completion):
-                self._commit([Complete(ns, lifecycle.refuse(completion, str(error)), complete.sent)], again=again)
+                self._commit([Complete(ns, lifecycle.refuse(completion, str(refused)), complete.sent)], again=again)
             case Complete(ns) as complete:
                 self._tell(ns, Committed(completed=[(complete, Lost(None))]))
             case ClaimTasks(ns, claims):
@@ -203,17 +227,37 @@ def _by_namespace(items: Iterable[Item]) -> Mapping[str, _Group]:
     return groups
 
 
-def _one_completion_a_process(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """Those that one transaction can take, and those that must come after it."""
+def _next_batch(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """Those that one transaction can take, and those that must come after it: it takes one completion for each process,
+    and MAX_BYTES, or a single item."""
     now: list[Item] = []
     later: list[Item] = []
     seen: set[tuple[str, str]] = set()
-    for item in items:
+    size = 0
+    for place, item in enumerate(items):
         if isinstance(item, Complete):
             process = (item.ns, item.completion.task.process_id)
             if process in seen:
                 later.append(item)
                 continue
             seen.add(process)
+        size += _size(item)
+        if size > MAX_BYTES and now:
+            return now, [*later, *items[place:]]
         now.append(item)
     return now, later
+
+
+def _size(item: Item) -> int:
+    """Bytes of what can be large."""
+    match item:
+        case Complete(_, completion):
+            size = len(completion.aux_state or b"") + len(completion.timer.args) + len(completion.timer.context)
+            if isinstance(completion.answer, Answered):
+                size += len(completion.answer.response or b"")
+            for event in completion.events:
+                size += len(event.payload)
+            return size
+        case Accept(_, request):
+            return len(request.args) + len(request.context)
+    return 0

@@ -44,7 +44,7 @@ from progressor.errors import (
     StorageUnavailable,
 )
 from progressor.model import Answered, Op, Process, Range, TaskType
-from progressor.postgres import Connection, connect, translated
+from progressor.postgres import Connection, connect, may_be_to_blame, translate, translated
 from progressor.storage import packing, response, session, sql
 
 _REFUSALS: Mapping[str, type[ClientError]] = {
@@ -133,25 +133,28 @@ class Committer:
         self._connection: Connection | None = None
         self._session: tuple[int, str] | None = None
         self._lost_session: tuple[int, str] | None = None
-        self.in_doubt = False
+        self.in_doubt = self.is_suspect = False
 
     def commit(self, epoch: int, batches: Mapping[str, Batch], *, again: bool) -> Mapping[str, BatchResult]:
         """See `ports.Committer`."""
-        self.in_doubt = False
+        self.in_doubt = self.is_suspect = False
         with translated():
             connection = self._connected()
-            self.in_doubt = True
             # Packed first, so that nothing is sent of a batch that cannot be packed: up to the end of the pipeline
             # all statements are one transaction, and one round trip.
             calls = {
                 ns: _calls(ns, batches[ns], epoch, self._streams.get(ns, NO_STREAMS), again) for ns in sorted(batches)
             }
+            self.in_doubt = True
             try:
                 with connection.pipeline():
                     connection.execute("select progressor_hold_lease(%s)", [epoch])
                     sent = {ns: _send(connection, calls[ns]) for ns in calls}
-            except BaseException:
+            except BaseException as error:
                 connection.close()  # psycopg takes statements for prepared that a broken pipeline did not reach
+                if isinstance(error, psycopg.Error):
+                    self.in_doubt = isinstance(translate(error), StorageUnavailable)
+                    self.is_suspect = may_be_to_blame(error)
                 raise
             return {ns: _receive(sent[ns], batches[ns], epoch) for ns in sent}
 

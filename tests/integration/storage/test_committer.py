@@ -23,7 +23,7 @@ from progressor.storage.embedded import EmbeddedPostgres
 from progressor.storage.postgres import PostgresStorage
 from tests.conftest import Database
 from tests.eventually import eventually
-from tests.integration.storage.nodes import NS, SECOND_NS, Node, Tap, request, started, step
+from tests.integration.storage.nodes import NS, SECOND_NS, Node, Tap, request, soon, started, step
 
 
 def backend(node: Node) -> int:
@@ -182,6 +182,40 @@ def test_a_node_that_is_declared_dead_waits_for_the_transactions_of_its_lease(no
 # Errors
 
 
+def test_data_that_are_refused_leave_no_doubt(node: Node) -> None:
+    for process_id in ("\0", "\ud800"):  # one is refused by the server, the other is never sent
+        with pytest.raises(StorageRejected):
+            node.ask("init", process_id)
+        assert not node.committer.in_doubt
+
+
+def test_an_answer_that_cannot_be_read_leaves_what_was_committed(node: Node, tap: Tap) -> None:
+    """Python has no such time. The batch has to be sent again as one that was stored."""
+    node.process("p")
+    timer = node.timer("p", soon())
+    claimed = node.start("call", "p")
+    tap.execute("update {schedule} set scheduled_time = 'infinity' where task_id = %s", timer.task_id)
+    batch = [request("init", "q")]
+    with pytest.raises(StorageRejected):
+        node.commit(batch, [step(claimed, Intent(response=b"answer"))])
+    assert node.committer.in_doubt
+    assert tap.task_status(claimed.task.task_id) == "finished"
+    (answer,) = node.commit(batch, again=True).requests
+    assert started(answer).task.task_type == "init"
+    assert tap.value("select count(*) from {tasks} where process_id = 'q'") == 1
+
+
+def test_a_batch_is_suspect_when_the_time_for_a_statement_ran_out(node: Node, tap: Tap, watch: Tap) -> None:
+    node.process("p")
+    with ThreadPoolExecutor(1) as thread, tap.locked("p"):
+        lost = thread.submit(node.ask, "call", "p")
+        eventually(lambda: _waits(watch, backend(node)))
+        watch.execute("select pg_cancel_backend(%s)", backend(node))
+        assert isinstance(lost.exception(10), StorageUnavailable)
+    assert node.committer.is_suspect
+    assert node.committer.in_doubt
+
+
 def _with_state(error: type[psycopg.Error], sqlstate: str) -> psycopg.Error:
     found = error("first line\nsecond line")
     found.sqlstate = sqlstate
@@ -209,6 +243,7 @@ class _Lease(psycopg.errors.DatabaseError):
         (pg.ConnectionFailure, StorageUnavailable),
         (pg.SqlclientUnableToEstablishSqlconnection, StorageUnavailable),
         (pg.IoError, StorageUnavailable),
+        (pg.ReadOnlySqlTransaction, StorageUnavailable),
         (psycopg.OperationalError, StorageUnavailable),
         (psycopg.InterfaceError, StorageUnavailable),
         (psycopg.errors.ConnectionTimeout, StorageUnavailable),
@@ -277,6 +312,7 @@ def test_a_deadlock_is_unavailable_and_the_batch_can_be_sent_again(node: Node, t
         eventually(lambda: _waits(watch, backend(node)))
         tap.execute("select from {processes} where process_id = 'p' for update")
         assert isinstance(lost.exception(20), StorageUnavailable)
+        assert not node.committer.is_suspect
     assert [started(a).task.process_id for a in node.commit(batch, again=True).requests] == ["p", "q"]
 
 

@@ -86,7 +86,7 @@ def workshop(processor: Processor, storage: NoEvents | None = None, step_timeout
         processor,
         POLICY,
         step_timeout,
-        cast(Storage, storage or NoEvents()),
+        cast("Storage", storage or NoEvents()),
         lease,
         Directory(),
         Histories(1_000_000),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from progressor.checks import LARGEST_BINARY
 from progressor.config import RetryPolicy
 from progressor.engine import lifecycle
 from progressor.engine.history import History
@@ -529,3 +530,17 @@ def test_a_zombie_that_ends_is_made_known() -> None:
 
 def test_a_timer_that_fails_again_after_a_simple_repair_is_made_known_again() -> None:
     assert fail(claim(TaskType.TIMEOUT, status="error"), Kind.DEFECT).notice is Notice.FAILED
+
+
+@pytest.mark.parametrize(
+    "intent",
+    [
+        Intent(aux_state=bytes(LARGEST_BINARY + 1)),
+        Intent(response=bytes(LARGEST_BINARY + 1)),
+        Intent([Event(bytes(LARGEST_BINARY // 2))] * 2, b"1"),
+    ],
+    ids=["aux_state", "response", "all together"],
+)
+def test_a_result_has_at_most_what_the_database_can_store(intent: Intent) -> None:
+    assert lifecycle.checked(intent) is lifecycle.TOO_LARGE
+    assert lifecycle.checked(Intent([Event(bytes(LARGEST_BINARY // 2))] * 2)) is not lifecycle.TOO_LARGE
