@@ -1,18 +1,19 @@
 """The history of a process in memory, shared between the steps that extend it.
 
-A process of 100,000 events must not cost more a step than one of ten, so a step is given a view, not a copy:
-a `History` only ever grows at its end, and a `Slice` of it has a fixed length. What is not in memory is read when the
-step looks at it, and not before: most never do.
+A process of 100,000 events must not cost more a step than one of ten, so a step is given a view, not a copy: only the
+events that it looks at are copied. A `History` only ever grows at its end, and a `Slice` of it has a fixed length. What
+is not in memory is read when the step looks at it, and not before: most never do.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from threading import Lock
 from typing import overload
 
+from progressor.metadata import own
 from progressor.model import Direction, Event, Range
 
 EVENT_OVERHEAD = 400
@@ -106,6 +107,10 @@ class Slice(Events):
         at_start = (index >= 0) == (self._step > 0)
         return self._events[(self._start if at_start else self._stop) + (index if self._step > 0 else -1 - index)]
 
+    def __iter__(self) -> Iterator[Event]:
+        places = range(self._start, self._stop)
+        return map(self._events.__getitem__, places if self._step > 0 else reversed(places))
+
 
 class Unread(Events):
     """Events that are read from the database when somebody looks. Their number is known before."""
@@ -128,11 +133,44 @@ class Unread(Events):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Event]: ...
     def __getitem__(self, index: int | slice) -> Event | Sequence[Event]:
+        return self._look()[index]
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._look())
+
+    def _look(self) -> Sequence[Event]:
         with self._lock:
             if self.events is None:
                 # A removal of the process or a lost lease may have taken some: then this step will not be committed.
                 self.events = tuple(self._read(self._range)[: self._length])
-            return self.events[index]
+            return self.events
+
+
+class Given(Events):
+    """Events as a step is given them: each is a copy, so that whatever the step does with it, `events` stay."""
+
+    __slots__ = ("events",)
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Event]: ...
+    def __getitem__(self, index: int | slice) -> Event | Sequence[Event]:
+        found = self.events[index]
+        return _copy(found) if isinstance(found, Event) else tuple(map(_copy, found))
+
+    def __iter__(self) -> Iterator[Event]:
+        return map(_copy, self.events)
+
+
+def _copy(event: Event) -> Event:
+    return Event(event.payload, own(event.metadata), event.event_id, event.timestamp, event.task_id)
 
 
 def _same(a: Event, b: Event) -> bool:

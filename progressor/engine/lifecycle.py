@@ -19,11 +19,13 @@ from progressor.config import RetryPolicy
 from progressor.engine import retry
 from progressor.engine.ports import Claimed, Completion, Notice, Outcome, Refused, Task, Timer, TimerChange
 from progressor.errors import ProcessorError
+from progressor.metadata import own
 from progressor.model import (
     Action,
     Answered,
     Event,
     Intent,
+    Metadata,
     Process,
     ProcessStatus,
     Remove,
@@ -145,17 +147,20 @@ def recover(
 
 
 def _numbered(events: Sequence[Event], claimed: Claimed, now: datetime) -> Sequence[Event] | None:
-    """The events with their ids and times; None when given ids do not continue the history."""
+    """The events with their ids and times, and nothing shared with the processor; None when given ids do not continue
+    the history."""
     numbered: list[Event] = []
     for event_id, event in enumerate(events, claimed.process.last_event_id + 1):
         if event.event_id not in (None, event_id):
             return None
-        numbered.append(Event(event.payload, event.metadata, event_id, event.timestamp or now, claimed.task.task_id))
+        at, task_id = event.timestamp or now, claimed.task.task_id
+        numbered.append(Event(event.payload, own(event.metadata), event_id, at, task_id))
     return tuple(numbered)
 
 
 def _succeed(claimed: Claimed, intent: Intent, events: Sequence[Event], now: datetime, next_token: int) -> Completion:
     task, process = claimed.task, claimed.process
+    metadata = None if intent.metadata is None else own(intent.metadata)
     timer = _timer(intent.action, task, now)
     if timer is KEEP and task.task_type is TaskType.REPAIR and claimed.broken is not None:
         broken = claimed.broken
@@ -164,12 +169,12 @@ def _succeed(claimed: Claimed, intent: Intent, events: Sequence[Event], now: dat
         task=task,
         next_token=next_token,
         outcome=Outcome.FINISHED,
-        process=_changed(process, intent, now),
+        process=_changed(process, intent, metadata, now),
         answer=Answered(intent.response, task.task_id, process.last_event_id + len(events)),
         before=process,
         events=events,
         aux_state=intent.aux_state,
-        metadata=intent.metadata,
+        metadata=metadata,
         timer=timer,
         attempts=task.attempts,
         history=claimed.history,
@@ -177,14 +182,14 @@ def _succeed(claimed: Claimed, intent: Intent, events: Sequence[Event], now: dat
     )
 
 
-def _changed(process: Process, intent: Intent, now: datetime) -> Process:
+def _changed(process: Process, intent: Intent, metadata: Metadata | None, now: datetime) -> Process:
     """The process after a good step: it runs, whatever it was before."""
     recovered = process.status != ProcessStatus.RUNNING
     return Process(
         process_id=process.process_id,
         status=ProcessStatus.RUNNING,
         aux_state=process.aux_state if intent.aux_state is None else intent.aux_state,
-        metadata=process.metadata if intent.metadata is None else intent.metadata,
+        metadata=process.metadata if metadata is None else metadata,
         last_event_id=process.last_event_id + len(intent.events),
         created_at=process.created_at,
         previous_status=process.status if recovered else process.previous_status,

@@ -20,13 +20,14 @@ from typing import TypeVar
 from progressor.config import RetryPolicy
 from progressor.engine import lifecycle
 from progressor.engine.directory import Directory, Role
-from progressor.engine.history import Histories, History, Unread
+from progressor.engine.history import Given, Histories, History, Unread
 from progressor.engine.lease import Lease
 from progressor.engine.messages import Complete
 from progressor.engine.ports import Claimed, Completion, Storage, Task
 from progressor.engine.ready import ReadyQueue, Work
 from progressor.engine.tokens import Tokens
 from progressor.errors import LeaseLost, ProcessorError, StorageError, TransientError
+from progressor.metadata import own
 from progressor.metrics import NamespaceMetrics
 from progressor.model import Direction, Event, Intent, Process, Range, StepRequest, TaskType, now
 from progressor.otp import Actor
@@ -176,7 +177,7 @@ class Worker(Actor):
 def load(
     claimed: Claimed, storage: Storage, ns: str, histories: Histories, read: Callable[[Range], Sequence[Event]]
 ) -> tuple[Claimed, Process]:
-    """The task with its history, and the process as its processor will see it.
+    """The task with its history, and the process as its processor will see it: what that changes in it is not kept.
 
     Reads the events that the memory lacks at its end; those that it lacks at its beginning are read when looked at.
     """
@@ -195,8 +196,8 @@ def load(
         process.status,
         process.detail,
         process.aux_state,
-        process.metadata,
-        history.slice(range_, read),
+        None if process.metadata is None else own(process.metadata),
+        Given(history.slice(range_, read)),
         process.last_event_id,
         range_,
         process.created_at,
@@ -209,9 +210,9 @@ def load(
 
 def _remembering(claimed: Claimed, process: Process) -> Claimed:
     """The task with the whole history, if the step has read it."""
-    seen = process.history
+    seen = process.history.events if isinstance(process.history, Given) else None
     if process.range is EVERYTHING and isinstance(seen, Unread) and seen.events is not None:
-        history = History(seen.events, process.created_at)
+        history = History(seen.events, claimed.process.created_at)
         return Claimed(claimed.task, claimed.process, history, claimed.broken)
     return claimed
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import cache, wraps
 from typing import Any, ParamSpec
@@ -18,6 +18,7 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
 from progressor.errors import StorageRejected
+from progressor.metadata import encode
 from progressor.postgres import EPOCH, Connection
 
 P = ParamSpec("P")
@@ -107,17 +108,7 @@ def timestamptz(values: Iterable[datetime | None]) -> Packed:
 
 
 def dump_json(value: Any) -> bytes:
-    return b"{}" if not value and isinstance(value, dict) else _encode(value).encode()
-
-
-def _plain(value: Any) -> Any:
-    """Metadata may be any mapping; the encoder of the standard library knows `dict` only."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is not JSON serializable")
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
+    return b"{}" if not value and isinstance(value, dict) else encode(value).encode()
 
 
 def load_json(text: str | None) -> Any:
