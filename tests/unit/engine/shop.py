@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import inf
 from queue import SimpleQueue
+from threading import Event as Flag
 from typing import Any, cast
 
 from progressor.config import RetryPolicy
@@ -81,18 +82,19 @@ class Watched(Lease):
 def workshop(processor: Processor, storage: NoEvents | None = None, step_timeout: float = 3600) -> Workshop:
     lease = Watched()
     return Workshop(
-        NS,
-        DATABASE,
-        processor,
-        POLICY,
-        step_timeout,
-        cast("Storage", storage or NoEvents()),
-        lease,
-        Directory(),
-        Histories(1_000_000),
-        ReadyQueue(lambda: lease.is_valid),
-        Tokens(),
-        Metrics().namespace(NS),
+        ns=NS,
+        database=DATABASE,
+        processor=processor,
+        policy=POLICY,
+        step_timeout=step_timeout,
+        storage=cast("Storage", storage or NoEvents()),
+        lease=lease,
+        stop=Flag(),
+        directory=Directory(),
+        histories=Histories(1_000_000),
+        ready=ReadyQueue(lambda: lease.is_valid),
+        tokens=Tokens(),
+        metrics=Metrics().namespace(NS),
     )
 
 
