@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from progressor import checks
 from progressor.engine import modernization
-from progressor.engine.callers import wake
+from progressor.engine.callers import OUTCOME_UNKNOWN, wake
 from progressor.engine.directory import Directory, Role
 from progressor.engine.messages import Accept, Expect
 from progressor.engine.ports import Cache, Request, Selection, Storage
@@ -36,7 +36,7 @@ from progressor.errors import (
 )
 from progressor.model import Action, Answered, Health, Metadata, Op, Page, Process, Range, TraceUnit, now
 from progressor.modernizer import Modernizer
-from progressor.otp import Timer, TimerHandle
+from progressor.otp import Timer
 from progressor.verbs import FutureVerbs, Verbs
 
 P = ParamSpec("P")
@@ -46,6 +46,7 @@ KIND = "kind"
 RUNS_NO_STEP = (Op.SIMPLE_REPAIR, Op.REMOVE)
 """Requests without a step of their own: arguments and a range must reach neither their task nor the timer that a simple
 repair runs again."""
+MakeError: TypeAlias = Callable[[], ProgressorError]
 STOPPING = f"{StorageUnavailable.text}: the node stops or restarts"
 
 
@@ -90,12 +91,17 @@ class FutureClient(FutureVerbs):
     def __init__(self, client: Client, engine: Engine) -> None:
         super().__init__(client, engine.readers)
         self._engine = engine
-        self._reads: set[Future[Process]] = set()
+        self._pending: dict[Future[Any], MakeError] = {}
 
     def close(self) -> None:
-        """Answers those who read, when there are no more threads to look for them."""
-        for found in tuple(self._reads):
-            _refuse(found, StorageUnavailable(STOPPING))
+        """Answers those who wait, when nobody else will."""
+        for pending, stopped in self._pending.copy().items():
+            _refuse(pending, stopped())
+
+    def end_with_the_node(self, pending: Future[Any], stopped: MakeError) -> None:
+        """Has a future answered by `close` at the latest."""
+        self._pending[pending] = stopped
+        pending.add_done_callback(self._pending.pop)
 
     def get(
         self,
@@ -119,11 +125,20 @@ class FutureClient(FutureVerbs):
         if isinstance(reader, Process):
             found.set_result(reader)
             return found
-        self._reads.add(found)
-        found.add_done_callback(self._reads.discard)
         found.add_done_callback(lambda _: reader.news.cancel())
+        self._end_in_time(found, reader.left, reader.late, _stopping)
         self._look_soon(reader, found)
         return found
+
+    def _end_in_time(self, pending: Future[Any], seconds: float, late: MakeError, stopped: MakeError) -> None:
+        """Has a future answered after so many seconds, whatever hangs, and when the node stops."""
+        self.end_with_the_node(pending, stopped)
+        try:
+            expiry = self._engine.timer.after(seconds, lambda: _refuse(pending, late()))
+        except RuntimeError:  # the node has stopped
+            _refuse(pending, stopped())
+            return
+        pending.add_done_callback(lambda _: expiry.cancel())
 
     def _look_soon(self, reader: Reader, found: Future[Process]) -> None:
         if found.done():  # nobody waits any more
@@ -131,7 +146,7 @@ class FutureClient(FutureVerbs):
         try:
             self._engine.readers.submit(self._look, reader, found)
         except RuntimeError:  # the node has stopped
-            _refuse(found, StorageUnavailable(STOPPING))
+            _refuse(found, _stopping())
 
     def _look(self, reader: Reader, found: Future[Process]) -> None:
         try:
@@ -151,7 +166,7 @@ class FutureClient(FutureVerbs):
         try:
             expiry = self._engine.timer.after(reader.pause, partial(wake, over))
         except RuntimeError:  # the node has stopped
-            _refuse(found, StorageUnavailable(STOPPING))
+            _refuse(found, _stopping())
             return
         over.add_done_callback(lambda _: expiry.cancel())
         over.add_done_callback(lambda _: self._look_soon(reader, found))
@@ -191,9 +206,9 @@ class FutureClient(FutureVerbs):
         except ProgressorError as error:
             result.set_exception(error)
             return result
-        expiry = self._engine.timer.after(seconds, partial(_expire, answered))
+        self._end_in_time(answered, seconds, RequestTimeout, _unknown)
         result.set_running_or_notify_cancel()
-        answered.add_done_callback(partial(_pass_on, expiry, result, view))
+        answered.add_done_callback(partial(_pass_on, result, view))
         return result
 
 
@@ -267,6 +282,7 @@ class Client(Verbs):
         timeout: float | None,
     ) -> Answered:
         answered, seconds = send(self._engine, op, ns, process_id, args, context, range_, key, timeout)
+        self.future.end_with_the_node(answered, _unknown)
         try:
             return answered.result(seconds)
         except FutureTimeout:
@@ -457,12 +473,16 @@ def _in_thread(threads: Executor, verb: Callable[P, T], *args: P.args, **given: 
         return threads.submit(verb, *args, **given)
     except RuntimeError:  # the node has stopped
         refused: Future[T] = Future()
-        refused.set_exception(StorageUnavailable(STOPPING))
+        refused.set_exception(_stopping())
         return refused
 
 
-def _expire(future: Future[Answered]) -> None:
-    _refuse(future, RequestTimeout())
+def _stopping() -> StorageUnavailable:
+    return StorageUnavailable(STOPPING)
+
+
+def _unknown() -> RequestTimeout:
+    return RequestTimeout(OUTCOME_UNKNOWN)
 
 
 def _refuse(future: Future[Any], error: Exception) -> None:
@@ -470,8 +490,7 @@ def _refuse(future: Future[Any], error: Exception) -> None:
         future.set_exception(error)
 
 
-def _pass_on(expiry: TimerHandle, result: Future[T], view: Callable[[Answered], T], answered: Future[Answered]) -> None:
-    expiry.cancel()
+def _pass_on(result: Future[T], view: Callable[[Answered], T], answered: Future[Answered]) -> None:
     error = answered.exception()
     if error is not None:
         result.set_exception(error)

@@ -543,7 +543,7 @@ class Node:
 
     def _close(self) -> None:
         for executor in (self._readers, self._modernizing):
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False)  # what waits for a thread fails at once: the pools are closed
         self._timer.close()
         self.client.future.close()
         self._close_pools()

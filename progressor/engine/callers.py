@@ -11,6 +11,8 @@ from progressor.engine.ports import Refused
 from progressor.errors import ProcessNotFound
 from progressor.model import Answered, Op
 
+OUTCOME_UNKNOWN = "timeout: the node stops or restarts, the outcome is unknown"
+
 
 def answer(future: Future[Answered], result: Answered | Refused) -> None:
     """Resolves a future, unless its caller has given up."""

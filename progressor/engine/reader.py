@@ -13,7 +13,7 @@ from time import monotonic
 from progressor.engine.directory import Directory, Role
 from progressor.engine.messages import AwaitInit
 from progressor.engine.ports import Cache, Storage
-from progressor.errors import ProcessNotFound, RequestTimeout
+from progressor.errors import ProcessNotFound, RequestTimeout, StorageUnavailable
 from progressor.model import Process, ProcessStatus, Range
 
 SHORTEST_PAUSE = 0.25
@@ -65,6 +65,15 @@ class Reader:
         return found
 
     @property
+    def left(self) -> float:
+        """Seconds that it may still take."""
+        return max(0.0, self._deadline - monotonic())
+
+    def late(self) -> RequestTimeout:
+        """The error when they are over: says what was missing last."""
+        return RequestTimeout(f"timeout: {self._missing}")
+
+    @property
     def pause(self) -> float:
         """Seconds to the next look, when there are no news before."""
         now = monotonic()
@@ -78,11 +87,16 @@ class Reader:
     def _read(self) -> Process:
         left = self._deadline - monotonic()
         if left <= 0:
-            raise RequestTimeout(f"timeout: {self._missing}")
-        if self._cache is None:
-            found = self._storage.get(self._ns, self._process_id, self._range, left)
-        else:
-            found = self._cache.read(self._process_id, self._range, left)
+            raise self.late()
+        try:
+            if self._cache is None:
+                found = self._storage.get(self._ns, self._process_id, self._range, left)
+            else:
+                found = self._cache.read(self._process_id, self._range, left)
+        except StorageUnavailable as error:
+            if self.left:
+                raise
+            raise self.late() from error
         if found is None:
             raise ProcessNotFound
         return found

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from time import monotonic
 
-from progressor.engine.callers import Callers, answer, wake
+from progressor.engine.callers import OUTCOME_UNKNOWN, Callers, answer, wake
 from progressor.engine.directory import Directory, Role
 from progressor.engine.history import Histories
 from progressor.engine.lease import Lease
@@ -108,7 +108,7 @@ class Scheduler(Actor):
     def terminate(self, reason: Exception) -> None:
         if self._alarm is not None:
             self._alarm[1].cancel()
-        self._callers.fail_all(RequestTimeout("timeout: the node stops or restarts, the outcome is unknown"))
+        self._callers.fail_all(RequestTimeout(OUTCOME_UNKNOWN))
 
     def handle(self, message: object) -> object:  # noqa: C901 - one line for each message
         match message:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 
-from progressor import CannotListen, Node, Process, ProgressorError, StorageUnavailable
+from progressor import (
+    CannotListen,
+    Node,
+    Process,
+    ProcessNotFound,
+    ProgressorError,
+    RequestTimeout,
+    StorageUnavailable,
+)
+from progressor.engine.directory import Role
+from progressor.storage.embedded import EmbeddedPostgres
 from tests import stage
-from tests.conftest import Database
-from tests.stage import does, steps
+from tests.conftest import FAST_SETTINGS, Database
+from tests.eventually import eventually
+from tests.stage import PATIENCE, does, steps
 
 
 @pytest.mark.parametrize("port", ["http", "thrift"])
@@ -46,6 +59,43 @@ def test_the_futures_of_a_node_that_has_stopped(database: Database) -> None:
     for future in asked:
         with pytest.raises(StorageUnavailable, match="the node stops"):
             future.result()
+
+
+def test_a_stop_answers_all_who_wait_though_the_database_is_away(
+    postgres_bin: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One request is in the writer's hands, the others are in its mailbox."""
+    p: Mapping[str, Any] = {"ns": "a/b", "id": "p"}
+    with (
+        EmbeddedPostgres.start(bin_dir=postgres_bin, settings=FAST_SETTINGS) as server,
+        ThreadPoolExecutor() as threads,
+        stage.node(Database("postgres", server.conninfo), {"a/b": steps(does())}) as node,
+    ):
+        node.client.init(**p)
+        server.stop()
+        asked = [node.client.future.call(**p)]
+        eventually(lambda: "items wait" in caplog.text)
+        asked += [node.client.future.call(**p), threads.submit(node.client.call, **p)]
+        writer = node._directory.find(Role.WRITER, "progressor_db")
+        assert writer is not None
+        eventually(lambda: writer.mailbox_length == 2)
+        node.stop(drain=False)
+        wait(asked, PATIENCE)
+        assert [type(future.exception(0)) for future in asked[1:]] == [RequestTimeout, RequestTimeout]
+        assert isinstance(asked[0].exception(0), ProgressorError)
+
+
+def test_a_stop_answers_who_waits_for_a_thread_with_an_error_of_ours(database: Database) -> None:
+    held = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    with psycopg.connect(**database.conninfo, autocommit=True) as connection:
+        with stage.node(database, {"a/b": steps()}) as node, psycopg.connect(**database.conninfo) as other:
+            other.execute(SQL("lock table {} in access exclusive mode").format(Identifier("a/b_tasks")))
+            asked = [node.client.future.trace(ns="a/b", id="p") for _ in range(10)]
+            eventually(lambda: len(connection.execute(held).fetchall()) == 4)
+            node.stop(drain=False)
+        found = {type(future.exception(PATIENCE)) for future in asked}
+    assert found <= {ProcessNotFound, StorageUnavailable}
+    assert StorageUnavailable in found
 
 
 def test_a_node_starts_once(database: Database) -> None:
