@@ -7,22 +7,50 @@ whoever is running may take the next turn; the pool itself is never asked for mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from threading import Lock
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import psycopg
+from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from progressor.postgres import Connection, parameters
 from progressor.storage import session
 
+T = TypeVar("T")
 PATIENCE = 10.0
 """Seconds to wait for a connection of a pool."""
 RECONNECT_TIMEOUT = 5.0
 """Seconds of ever longer pauses between attempts to connect, then they begin anew: an outage leaves no long pause."""
+
+
+class PooledConnection(psycopg.Connection[TupleRow]):
+    """One whose statements can be given an end, even if the server is silent."""
+
+    deadline: float | None = None
+    """By the monotonic clock. What has not been answered by then is given up, and the connection with it."""
+
+    def wait(
+        self, gen: Generator[Any, Any, T], *args: Any, **given: Any
+    ) -> T:  # where the driver waits for the network
+        return super().wait(gen if self.deadline is None else self._until(self.deadline, gen), *args, **given)
+
+    def _until(self, deadline: float, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """The driver comes back ten times a second, with nothing if there is nothing."""
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if monotonic() >= deadline:
+                    self.close()
+                    raise psycopg.OperationalError("the server did not answer in time")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return cast("T", end.value)
 
 
 class Pool:
@@ -35,7 +63,8 @@ class Pool:
             self._turns.put(None)
         self._lock = Lock()
         self._waiting = 0
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
+        self._pool: ConnectionPool[PooledConnection] = ConnectionPool(
+            connection_class=PooledConnection,
             kwargs={**parameters(conninfo, application_name=f"progressor {name}"), "autocommit": True},
             min_size=1,
             max_size=size,
@@ -58,13 +87,18 @@ class Pool:
         self._pool.check()
 
     @contextmanager
-    def connection(self, timeout: float = PATIENCE) -> Iterator[Connection]:
-        """Raises PoolTimeout when there is none within `timeout` seconds."""
+    def connection(self, timeout: float = PATIENCE, *, ends: bool = False) -> Iterator[Connection]:
+        """Raises PoolTimeout when there is none within `timeout` seconds. With `ends`, a statement that has not been
+        answered by then raises OperationalError."""
         deadline = monotonic() + timeout
         self._take_turn(timeout)
         try:
             with self._pool.connection(max(0.0, deadline - monotonic())) as connection:
-                yield connection
+                connection.deadline = deadline if ends else None
+                try:
+                    yield connection
+                finally:
+                    connection.deadline = None
         finally:
             self._turns.put(None)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, TypeVar
 
 import psycopg
@@ -118,14 +119,14 @@ class PostgresStorage:
     def get(self, ns: str, process_id: str, range: Range, patience: float = PATIENCE) -> Process | None:
         direction, parameters = _slice(process_id, range)
         query = sql.queries(ns)[f"process_{direction}"]
-        for row in self._query(self._pools.front, query, parameters, patience):
+        for row in self._query(self._pools.front, query, parameters, patience, ends=True):
             return _process_read(row, range)
         return None
 
     def reading(self, ns: str, process_id: str, range: Range, patience: float = PATIENCE) -> Reading:
         direction, parameters = _slice(process_id, range)
         query = sql.queries(ns)[f"reading_{direction}"]
-        ((snapshot, lsn, *row),) = self._query(self._pools.front, query, parameters, patience)
+        ((snapshot, lsn, *row),) = self._query(self._pools.front, query, parameters, patience, ends=True)
         return Reading(None if row[0] is None else _process_read(row, range), snapshot, lsn)
 
     def timer(self, ns: str, process_id: str) -> datetime | None:
@@ -178,11 +179,13 @@ class PostgresStorage:
         items = [_process(row, (), Range(limit=0)) for row in found[:limit]]
         return Page(items, items[-1].process_id if len(found) > limit and items else None)
 
-    def _query(self, pool: Pool, query: bytes, parameters: Any, patience: float = PATIENCE) -> list[TupleRow]:
+    def _query(
+        self, pool: Pool, query: bytes, parameters: Any, patience: float = PATIENCE, *, ends: bool = False
+    ) -> list[TupleRow]:
         def run(connection: Connection) -> list[TupleRow]:
             return connection.cursor(binary=True).execute(query, parameters).fetchall()
 
-        return _with_connection(pool, run, patience)
+        return _with_connection(pool, run, patience, ends=ends)
 
 
 @contextmanager
@@ -199,17 +202,18 @@ def _transaction(connection: Connection) -> Iterator[None]:
         raise
 
 
-def _with_connection(pool: Pool, run: Callable[[Connection], T], patience: float) -> T:
+def _with_connection(pool: Pool, run: Callable[[Connection], T], patience: float, *, ends: bool) -> T:
     """Runs a read; when the connection turns out to be a dead one of the pool, once more on a live one."""
+    deadline = monotonic() + patience
     try:
-        with translated(), pool.connection(patience) as connection:
+        with translated(), pool.connection(patience, ends=ends) as connection:
             return run(connection)
     except StorageUnavailable as error:
-        if isinstance(error.__cause__, PoolTimeout | PoolClosed):
+        if isinstance(error.__cause__, PoolTimeout | PoolClosed) or (ends and monotonic() >= deadline):
             raise
     with translated():
         pool.check()
-        with pool.connection(patience) as connection:
+        with pool.connection(deadline - monotonic() if ends else patience, ends=ends) as connection:
             return run(connection)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from progressor import Event as ProcessEvent
 from progressor import Node, Process, SetTimer, now, seconds
-from progressor.errors import ProcessorError
+from progressor.errors import ProcessorError, RequestTimeout
 from progressor.storage.embedded import EmbeddedPostgres
 from progressor.storage.session import SILENT_CLIENT
 from tests import invariants
@@ -183,6 +183,21 @@ def test_a_node_behind_a_partition_is_replaced_and_comes_back(cluster: Cluster) 
     assert live.client.call(ns=AGAIN, id="called", args=order(say="well")) == b"well:4"
     for ns in (NS, AGAIN):
         invariants.settle(connection, ns, one_event_a_task=True)
+
+
+def test_a_get_ends_in_its_time_though_nothing_comes_from_the_database(cluster: Cluster) -> None:
+    proxy, conninfo = cluster.proxy()
+    node = cluster.live("cut", conninfo)
+    node.client.init(ns=NS, id="p")
+    node.client.get(ns=NS, id="p")
+    proxy.freeze("progressor default_front")
+    waits = cluster.background(node.client.get, ns=NS, id="p", timeout=1)
+    futures = [node.client.future.get(ns=NS, id="p", timeout=1) for _ in range(40)]  # more than there are threads
+    for get in (waits, *futures):
+        with pytest.raises(RequestTimeout, match=r"^timeout: the process was not read$"):
+            get.result(10)
+    proxy.thaw()
+    assert node.client.get(ns=NS, id="p", timeout=10).last_event_id == 1
 
 
 def test_a_result_that_is_heard_of_too_late_is_not_taken_for_ours(cluster: Cluster) -> None:
