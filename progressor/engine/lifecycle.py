@@ -264,9 +264,12 @@ def _broken(process: Process, reason: str, task_id: int, now: datetime) -> Proce
 
 
 def refuse(completion: Completion, reason: str) -> Completion:
-    """The completion instead of one whose data the database refuses: the step was a defect."""
+    """The completion instead of one whose data the database refuses: the step was a defect.
+
+    Its token is another one: if that one was committed after all, what goes on does not go on from here.
+    """
     claimed = Claimed(completion.task, completion.before, None)
-    return _break(claimed, reason, completion.task.attempts + 1, model.now(), completion.next_token)
+    return _break(claimed, reason, completion.task.attempts + 1, model.now(), -completion.next_token)
 
 
 def is_refusal(completion: Completion) -> bool:

@@ -100,8 +100,11 @@ class Writer(Actor):
             except LeaseLost:
                 self._directory.cast(Role.LEASE, self._database, LeaseIsLost(epoch))
             except StorageRejected as error:
-                self._isolate(items, error, again=again or self._committer.in_doubt)
-                return
+                if again or not self._committer.in_doubt:
+                    self._isolate(items, error, again=again)
+                    return
+                logger.warning("%d items were committed, but the answer cannot be read: %s", len(items), error)
+                again = True
             Event().wait(PAUSES[min(attempt, len(PAUSES) - 1)])
             attempt += 1
 

@@ -14,7 +14,8 @@ import pytest
 from psycopg import errors as pg
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from progressor.engine.ports import Accepted, Batch, Completed
+from progressor.engine import lifecycle
+from progressor.engine.ports import Accepted, Batch, Completed, Lost
 from progressor.errors import LeaseLost, StorageError, StorageRejected, StorageUnavailable
 from progressor.model import Answered, Event, Intent, Range
 from progressor.postgres import LEASE_LOST, translate, translated
@@ -195,14 +196,24 @@ def test_an_answer_that_cannot_be_read_leaves_what_was_committed(node: Node, tap
     timer = node.timer("p", soon())
     claimed = node.start("call", "p")
     tap.execute("update {schedule} set scheduled_time = 'infinity' where task_id = %s", timer.task_id)
-    batch = [request("init", "q")]
+    batch, completion = [request("init", "q")], step(claimed, Intent(response=b"answer"))
     with pytest.raises(StorageRejected):
-        node.commit(batch, [step(claimed, Intent(response=b"answer"))])
+        node.commit(batch, [completion])
     assert node.committer.in_doubt
     assert tap.task_status(claimed.task.task_id) == "finished"
-    (answer,) = node.commit(batch, again=True).requests
-    assert started(answer).task.task_type == "init"
+    result = node.commit(batch, [completion], again=True)
+    assert started(result.requests[0]).task.task_type == "init"
+    assert result.completions == [Lost(Answered(b"answer", claimed.task.task_id))]
     assert tap.value("select count(*) from {tasks} where process_id = 'q'") == 1
+
+
+def test_a_step_that_was_committed_after_all_is_not_replaced_by_its_refusal(node: Node) -> None:
+    node.process("p")
+    completion = step(node.start("call", "p"), Intent([Event(b"e")], response=b"answer"))
+    node.queue("call", "p")
+    assert isinstance(node.complete(completion), Completed)
+    fate = node.complete(lifecycle.refuse(completion, "no"), again=True)
+    assert fate == Lost(Answered(b"answer", completion.task.task_id))
 
 
 def test_a_batch_is_suspect_when_the_time_for_a_statement_ran_out(node: Node, tap: Tap, watch: Tap) -> None:
