@@ -46,6 +46,11 @@ class History:
     def last_event_id(self) -> int:
         return self.first + len(self.events)
 
+    @property
+    def last_writer(self) -> int | None:
+        """The task that wrote the last event in memory."""
+        return self.events[-1].task_id if self.events else None
+
     def slice(self, range: Range, read: Callable[[Range], Sequence[Event]]) -> Slice | Unread:
         """The events of a range; no copy of those in memory. The others are had from `read` when they are looked at."""
         start, stop = bounds(range, self.last_event_id)

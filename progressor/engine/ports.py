@@ -55,6 +55,8 @@ class Claimed:
     history: History | None = None
     broken: BrokenTask | None = None
     """For a repair: what the process broke on."""
+    last_writer: int | None = None
+    """The task that wrote the last event; None when there is no event, or when a step of this node ended just now."""
 
 
 @value

@@ -183,11 +183,7 @@ def load(
     """
     task, process = claimed.task, claimed.process
     range_ = task_range(claimed)
-    history = histories.take(task.process_id)
-    if history is None or history.created_at != process.created_at:  # of a process that was removed, and made again
-        history = History(created_at=process.created_at, first=process.last_event_id)
-    if history.last_event_id < process.last_event_id:
-        history.extend(storage.events(ns, task.process_id, Range(offset=history.last_event_id)))
+    history = _continued(histories.take(task.process_id), claimed, storage, ns)
     broken = None
     if task.task_type is TaskType.REPAIR and process.corrupted_by is not None:
         broken = storage.broken_task(ns, process.corrupted_by)
@@ -206,6 +202,27 @@ def load(
         process.corrupted_by,
     )
     return Claimed(task, process, history, broken), seen
+
+
+def _continued(history: History | None, claimed: Claimed, storage: Storage, ns: str) -> History:
+    """The history up to the last event of its process.
+
+    A new one when there is none, or when it is of a process that was removed and made again: that had another time of
+    creation or, where it was given, events of other tasks.
+    """
+    process = claimed.process
+    new = History(created_at=process.created_at, first=process.last_event_id)
+    if history is None or history.created_at != process.created_at or history.last_event_id > process.last_event_id:
+        return new
+    if history.last_event_id == process.last_event_id:
+        is_same = not history.events or claimed.last_writer in (None, history.last_writer)
+        return history if is_same else new
+    known = 1 if history.events else 0  # read once more, to see whether it is the same
+    found = storage.events(ns, process.process_id, Range(offset=history.last_event_id - known))
+    if known and (not found or found[0].task_id != history.last_writer):
+        return new
+    history.extend(found[known:])
+    return history
 
 
 def _remembering(claimed: Claimed, process: Process) -> Claimed:

@@ -116,7 +116,8 @@ class Row(NamedTuple):
         )
 
     def claimed(self, owner: int, token: int) -> Claimed:
-        return Claimed(self.task(owner, token), self.process())
+        last_writer = None if self.response is None else int.from_bytes(self.response)
+        return Claimed(self.task(owner, token), self.process(), last_writer=last_writer)
 
 
 def rows(cursor: Cursor) -> Iterator[Row]:

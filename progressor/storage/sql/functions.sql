@@ -53,17 +53,21 @@ begin
   return v_open;
 end $$;
 
--- What runs under these tokens of this node: fate `started`, with the task and its process.
+-- What runs under these tokens of this node: fate `started`, with the task and its process. It has no response yet: there stands the
+-- task that wrote the last event, as int8send makes it. It tells a history from that of a later process which was `put` with the
+-- same created_at.
 create or replace function {started}(
   p_epoch bigint, a_pid text[], a_token bigint[]
 ) returns setof progressor_outcome language sql stable as $$
   select i.ord::int, 'started', r.task_id, r.task_type::text, r.status::text, r.scheduled_time, r.args, r.context, r.metadata,
-    r.attempts_count, null::bytea, r.process_id::text, p.status::text, p.detail, p.aux_state, p.metadata, p.created_at,
-    p.previous_status::text, p.status_changed_at, p.corrupted_by, e.last
+    r.attempts_count, int8send(e.task_id), r.process_id::text, p.status::text, p.detail, p.aux_state, p.metadata, p.created_at,
+    p.previous_status::text, p.status_changed_at, p.corrupted_by,
+    coalesce(e.event_id, 0)
   from unnest(a_pid, a_token) with ordinality as i(pid, token, ord)
   join {running} r on r.process_id = i.pid and r.owner = p_epoch and r.run_token = i.token
   join {processes} p on p.process_id = i.pid
-  cross join lateral (select coalesce(max(event_id), 0) as last from {events} where process_id = i.pid) e
+  left join lateral (
+    select event_id, task_id from {events} where process_id = i.pid order by event_id desc limit 1) e on true
 $$;
 
 -- Accepts requests, those to one process in their order: checks each against its process and stores its task, running (fate `started`: the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from progressor import ProcessNotFound, ProcessorError, Range, Remove, SetTimer, TransientError, now, seconds
+from progressor import Event, ProcessNotFound, ProcessorError, Range, Remove, SetTimer, TransientError, now, seconds
 from tests.eventually import eventually
 from tests.stage import Gate, Theatre, does, fails
 
@@ -192,6 +192,24 @@ def test_a_process_that_was_made_again_with_more_events_does_not_see_those_of_th
     play.init()
     play.call()
     assert play.seen[-1].payloads == [b"new 1", b"new 2"]
+
+
+@pytest.mark.parametrize(
+    "payloads", [[b"new 1", b"new 2"], [b"new"], [b"new 1", b"new 2", b"new 3"]], ids=["as long", "shorter", "longer"]
+)
+def test_a_process_that_was_put_as_of_the_same_time_does_not_see_the_events_of_the_old_one(
+    theatre: Theatre, payloads: list[bytes]
+) -> None:
+    play = theatre.play(does(b"old 1", b"old 2"), does(), does(b"call"), does())
+    play.init()
+    play.call()
+    created_at = play.get().created_at
+    play.remove()
+    play.put(history=[Event(payload) for payload in payloads], created_at=created_at)
+    play.call()
+    play.call()
+    assert play.seen[-2].payloads == payloads
+    assert play.seen[-1].payloads == [*payloads, b"call"]
 
 
 def test_a_timer_to_remove_that_comes_due_during_a_call_removes_after_it(theatre: Theatre, gate: Gate) -> None:

@@ -97,6 +97,14 @@ def test_a_step_knows_events_of_the_steps_before(node: Node) -> None:
     assert node.start("call", "p").process.last_event_id == 3
 
 
+def test_a_task_knows_which_one_wrote_the_last_event_before(node: Node) -> None:
+    claimed = node.start("init", "p")
+    assert claimed.last_writer is None
+    node.finish(claimed, Intent([Event(b"1"), Event(b"2")]))
+    node.finish(node.start("call", "p"))
+    assert node.start("call", "p").last_writer == claimed.task.task_id
+
+
 def test_a_batch_of_many_steps(node: Node, tap: Tap) -> None:
     names = [f"p{n:02}" for n in range(50)]
     answers = node.commit([request("init", name) for name in names]).requests
