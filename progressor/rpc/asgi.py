@@ -88,6 +88,8 @@ async def _handled(handler: Handler, scope: Message, receive: Receive) -> Answer
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
     try:
         return await handler(Request(scope["method"], headers, scope["state"], receive))
+    except asyncio.CancelledError:  # the server stops
+        return Answer(HTTPStatus.SERVICE_UNAVAILABLE)
     except Exception:
         logger.exception("no answer to a request of %s", scope["path"])
         return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)

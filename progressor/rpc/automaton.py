@@ -31,7 +31,7 @@ from progressor.errors import (
 )
 from progressor.metrics import RequestMetrics
 from progressor.rpc import values, woody
-from progressor.rpc.aside import MUCH, aside
+from progressor.rpc.aside import aside, weight
 from progressor.rpc.gen.state_processing import Automaton as Generated
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.rpc.machine import machine, to_range
@@ -109,14 +109,7 @@ class Automaton(Service):
             raise woody.unexpected(error.reason) from error
 
     async def _args(self, ns: str, value: Any) -> bytes:
-        return await aside(_size(value), values.store, value, self._dialects.get(ns, Dialect.PLAIN))
-
-
-def _size(value: Any) -> int:
-    """Of a Value; who holds others may be of any size."""
-    if value.obj is not None or value.arr is not None:
-        return MUCH
-    return len(value.bin or value.str or "")
+        return await aside(weight(value), values.store, value, self._dialects.get(ns, Dialect.PLAIN))
 
 
 async def _value(response: Future[bytes | None]) -> Any:

@@ -403,6 +403,9 @@ def _handler(to: _Endpoint, limits: Limits, refused: Counter) -> Handler:
             body, headers = await to.answer(message, caller)
         except woody.Failure as failure:
             return Answer(failure.status, {**failure.headers, **_allow(failure)})
+        except asyncio.CancelledError:  # a service that has begun to do something answers by itself
+            stopped = woody.Failure(503, woody.UNAVAILABLE, "the server stops")
+            return Answer(stopped.status, stopped.headers)
         except ClientGone:
             return Answer(HTTPStatus.BAD_REQUEST)
         except Exception:

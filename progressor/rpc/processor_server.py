@@ -15,7 +15,7 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
@@ -67,36 +67,40 @@ class ProcessorService(Service):
     async def _signal(self, given: Any, call: woody.Call) -> Any:
         signal_ = given.a.signal
         if signal_.init is not None:
-            intent = await self._step(TaskType.INIT, signal_.init.arg, given.a.machine, call)
+            task, arg = TaskType.INIT, signal_.init.arg
         elif signal_.notification is not None:
-            intent = await self._step(TaskType.NOTIFY, signal_.notification.arg, given.a.machine, call)
+            task, arg = TaskType.NOTIFY, signal_.notification.arg
         else:
-            intent = await self._step(TaskType.TIMEOUT, None, given.a.machine, call)
-        return mg.SignalResult(_change(intent), _action(intent))
+            task, arg = TaskType.TIMEOUT, None
+        return await self._step(task, arg, given.a.machine, call, _signal_result)
 
     async def _call(self, given: Any, call: woody.Call) -> Any:
-        intent = await self._step(TaskType.CALL, given.a.arg, given.a.machine, call)
-        return mg.CallResult(values.load(intent.response), _change(intent), _action(intent))
+        return await self._step(TaskType.CALL, given.a.arg, given.a.machine, call, _call_result)
 
     async def _repair(self, given: Any, call: woody.Call) -> Any:
-        intent = await self._step(TaskType.REPAIR, given.a.arg, given.a.machine, call)
-        return mg.RepairResult(values.load(intent.response), _change(intent), _action(intent))
+        return await self._step(TaskType.REPAIR, given.a.arg, given.a.machine, call, _repair_result)
 
-    async def _step(self, task: TaskType, arg: Any, seen: Any, call: woody.Call) -> Intent:
-        args = b"" if arg is None else values.store(arg)
-        request = StepRequest(task, args, machine.process(seen), seen.ns, deadline=call.deadline)
+    async def _step(
+        self, task: TaskType, arg: Any, seen: Any, call: woody.Call, result: Callable[[Intent], Any]
+    ) -> Any:
         try:
             loop = asyncio.get_running_loop()
-            intent = await loop.run_in_executor(self._threads, self._processor, request, call.context())
+            return await loop.run_in_executor(self._threads, self._run, task, arg, seen, call, result)
         except TransientError as error:
             raise woody.Failure(503, woody.UNAVAILABLE, error.reason) from error
         except ProcessorError as error:
             if task is TaskType.REPAIR:
                 raise mg.RepairFailed(reason=Value(str=error.reason)) from error
             raise woody.unexpected(error.reason) from error
+
+    def _run(self, task: TaskType, arg: Any, seen: Any, call: woody.Call, result: Callable[[Intent], Any]) -> Any:
+        """In a thread of the steps: a history may be of any size, and so may what a step makes of it."""
+        args = b"" if arg is None else values.store(arg)
+        request = StepRequest(task, args, machine.process(seen), seen.ns, deadline=call.deadline)
+        intent = self._processor(request, call.context())
         if intent.metadata is not None:
             raise woody.unexpected(NO_METADATA)
-        return intent
+        return result(intent)
 
 
 class _Pages:
@@ -168,6 +172,18 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
     return found
+
+
+def _signal_result(intent: Intent) -> Any:
+    return mg.SignalResult(_change(intent), _action(intent))
+
+
+def _call_result(intent: Intent) -> Any:
+    return mg.CallResult(values.load(intent.response), _change(intent), _action(intent))
+
+
+def _repair_result(intent: Intent) -> Any:
+    return mg.RepairResult(values.load(intent.response), _change(intent), _action(intent))
 
 
 def _change(intent: Intent) -> Any:

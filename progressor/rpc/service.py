@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ from thrift.Thrift import TException
 
 from progressor.metrics import RequestMetrics
 from progressor.rpc import codec, woody
-from progressor.rpc.aside import aside
+from progressor.rpc.aside import aside, weight
 from progressor.rpc.codec import DecodeError, NotStrict
 
 OK, NO_ANSWER = "ok", "no answer"
@@ -29,7 +30,7 @@ class Service:
         self._name = module.__name__.rpartition(".")[2]
 
     async def answer(self, message: bytes, call: woody.Call) -> tuple[bytes, Mapping[str, str]]:
-        """The reply and its headers. Raises woody.Failure."""
+        """The reply and its headers. Raises woody.Failure, and that too when it is cancelled while the method runs."""
         began, name, outcome = self._metrics.began(self._name), "", NO_ANSWER
         try:
             name, kind, seqid, arguments = await self._read(message)
@@ -53,7 +54,9 @@ class Service:
             except TException as thrown:
                 setattr(result, _declared(result, thrown), thrown)
                 headers = {woody.ERROR_CLASS: woody.BUSINESS, woody.ERROR_REASON: type(thrown).__name__}
-            return codec.encode_message(name, codec.REPLY, seqid, result), headers
+            return await aside(weight(result), codec.encode_message, name, codec.REPLY, seqid, result), headers
+        except CancelledError:
+            raise woody.Failure(504, woody.UNKNOWN, "the server stops, the outcome is unknown") from None
         except ValueError as error:
             raise woody.unexpected(str(error)) from error
 

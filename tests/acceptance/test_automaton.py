@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -22,7 +23,7 @@ from progressor.rpc.gen.state_processing import Automaton
 from progressor.rpc.gen.state_processing import ttypes as mg
 from progressor.storage.embedded import EmbeddedPostgres
 from tests.acceptance.nodes import NS, WOODY_IDS, Gates, NodeProcess, as_toml, automaton, config, started
-from tests.conftest import fresh_database
+from tests.conftest import Database, fresh_database
 from tests.eventually import eventually
 
 PLAIN, HELLGATE = "plain/ns", "hellgate/ns"
@@ -287,6 +288,34 @@ def test_a_deadline_that_comes_while_the_step_runs(node: NodeProcess, client: Au
     gates.await_step(name)
     gates.open(name)
     assert (status, headers["woody.error-class"]) == (504, "Result Unknown")
+
+
+@pytest.mark.parametrize("sent", ["whole", "half"])
+def test_a_node_that_stops_says_whether_it_did_anything(database: Database, tmp_path: Path, sent: str) -> None:
+    """With a step that takes longer than it drains, or half of a request."""
+    settings, gates = config(database.conninfo, tmp_path, node={"drain_timeout": 0.5}), Gates(tmp_path)
+    settings["listen"]["limits"] = {"stop_timeout": 0.5}
+    file = tmp_path / "sys.toml"
+    file.write_text(as_toml(settings))
+    message = codec.encode_message("Call", codec.CALL, 1, Automaton.Call_args(desc("m", NS), say()))
+    with started(tmp_path / "log", "--config", file) as node, ThreadPoolExecutor() as pool:
+        node.wait_ready()
+        with automaton(node) as client:
+            client.Start(NS, "m", say())
+        gates.hold("m")
+        if sent == "whole":
+            answer = pool.submit(post, node, message)
+            gates.await_step("m")
+        else:
+            answer = pool.submit(post, node, message, content_length=str(len(message) + 1))
+            eventually(lambda: node.metric("progressor_connections") == 2)  # with the one that asks
+        node.send(signal.SIGTERM)
+        status, headers, _ = answer.result(30)
+        expected = (504, "Result Unknown") if sent == "whole" else (503, "Resource Unavailable")
+        assert (status, headers["woody.error-class"]) == expected
+        assert "the server stops" in headers["woody.error-reason"]
+        assert node.wait() == 0
+        assert "Traceback" not in node.errors
 
 
 def test_the_context_reaches_the_processor(node: NodeProcess, client: Automaton.Client) -> None:
