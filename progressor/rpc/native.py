@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE, AUTHENTICATE = "Progressor", "Authenticate"
 LONGEST_NAME = 100
+TOO_MUCH = "its answer has more than {} bytes, the most that Thrift can carry: ask for a smaller range"
 OVERHEAD = 500
 """Bytes that an event, a task or a process counts for beside its payload."""
 
@@ -129,7 +130,10 @@ class Native:
         result = getattr(Generated, f"{name}_result")()
         if value is not None:
             result.success = _WRITE[name](value)
-        return codec.encode_message(name, codec.REPLY, seqid, result)
+        reply = codec.encode_message(name, codec.REPLY, seqid, result)
+        if len(reply) > codec.LARGEST:
+            raise InvalidRequest("request", TOO_MUCH.format(codec.LARGEST))
+        return reply
 
     def _execute(self, op: Op, given: Any) -> Future[Answered]:
         request = given.request

@@ -13,6 +13,8 @@ from psycopg.sql import SQL, Identifier
 
 from progressor import (
     CannotListen,
+    Client,
+    InvalidRequest,
     Node,
     Process,
     ProcessNotFound,
@@ -21,6 +23,7 @@ from progressor import (
     StorageUnavailable,
 )
 from progressor.engine.directory import Role
+from progressor.rpc import codec
 from progressor.storage.embedded import EmbeddedPostgres
 from tests import stage
 from tests.conftest import FAST_SETTINGS, Database
@@ -109,3 +112,18 @@ def test_a_node_starts_once(database: Database) -> None:
         node.start()
     with Node.from_config(config) as another:
         assert another.client.get(ns="a/b", id="p").last_event_id == 2
+
+
+@pytest.mark.parametrize("port", ["http", "thrift"])
+def test_an_answer_that_is_too_large_for_thrift(database: Database, monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    settings = stage.config(database, {"a/b": steps()}) | {"listen": {port: "127.0.0.1:0"}}
+    with Node.from_config(settings) as node:
+        node.client.put(ns="a/b", id="p", process=Process("p", aux_state=b"x" * 1000))
+        address = node.http_address if port == "http" else node.thrift_address
+        assert address is not None
+        with Client(f"{port}://{address[0]}:{address[1]}") as client:
+            monkeypatch.setattr(codec, "LARGEST", 1000)
+            with pytest.raises(InvalidRequest, match=r"more than 1000 bytes, .* ask for a smaller range"):
+                client.get(ns="a/b", id="p")
+            monkeypatch.undo()
+            assert client.get(ns="a/b", id="p").aux_state == b"x" * 1000
