@@ -193,7 +193,8 @@ class _Connection:
         self._unread = 0
         self._loop = asyncio.get_running_loop()
         self._look()
-        writer.transport.set_write_buffer_limits(high=1)  # else the last answers wait for ever in our memory
+        # The smallest, else the last answers wait for ever in our memory. With 0 uvloop's TLS pauses an empty buffer.
+        writer.transport.set_write_buffer_limits(high=1)
 
     async def serve(self) -> None:
         """Until the client has gone, or one of the two ends has enough. Raises DecodeError, EOFError and OSError."""
