@@ -118,6 +118,8 @@ def metadata(field: str, value: object) -> None:
         encoded = json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(field, f"is no JSON object: {error}") from None
+    if len(encoded) > LARGEST_BINARY:
+        raise InvalidRequest(field, f"has {len(encoded)} characters as JSON, at most {LARGEST_BINARY} are allowed")
     if _NUL.search(encoded) or not _is_utf8(encoded):
         raise InvalidRequest(field, "must be Unicode text without NUL")
 
@@ -191,7 +193,7 @@ def imported(id: str, process: object) -> Process:
     if process.aux_state is not None:
         binary("process.aux_state", process.aux_state)
     if process.detail is not None:
-        text("process.detail", process.detail)
+        text("process.detail", process.detail, LARGEST_BINARY)
     metadata("process.metadata", process.metadata)
     for field, value in (("created_at", process.created_at), ("status_changed_at", process.status_changed_at)):
         if value is not None:

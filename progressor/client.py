@@ -197,18 +197,11 @@ def _range(range_: Range | None) -> Any:
 
 
 def _message(method: str, *arguments: Any) -> bytes:
-    """Raises InvalidRequest."""
-    try:
-        message = codec.encode_message(method, codec.CALL, 0, getattr(Generated, f"{method}_args")(*arguments))
-    except OverflowError as error:  # of one string; that numbers have room was checked
-        raise _too_large() from error
+    """Raises InvalidRequest. That each value has room was checked; together they may have none."""
+    message = codec.encode_message(method, codec.CALL, 0, getattr(Generated, f"{method}_args")(*arguments))
     if len(message) > codec.LARGEST:
-        raise _too_large()
+        raise InvalidRequest("request", f"it has more than {codec.LARGEST} bytes, the most that Thrift can carry")
     return message
-
-
-def _too_large() -> InvalidRequest:
-    return InvalidRequest("request", f"it has more than {codec.LARGEST} bytes, the most that Thrift can carry")
 
 
 def _result(method: str, reply: bytes) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -257,7 +255,7 @@ def test_a_future_brings_the_refusal_of_bad_input(client: Client) -> None:
             future.result()
 
 
-@pytest.mark.parametrize("size", [32 * 1024 * 1024, 300_000_000])
+@pytest.mark.parametrize("size", [32 * 1024 * 1024, 200_000_000])
 def test_a_request_that_is_too_large(client: Client, name: str, size: int) -> None:
     """The limit is told, not a lost connection, and the client goes on."""
     with pytest.raises(InvalidRequest, match=r"request: .*33554432") as caught:
@@ -275,15 +273,6 @@ def test_a_request_that_thrift_cannot_carry(scheme: str, monkeypatch: pytest.Mon
             client.init(ns=TALK, id=name, args=bytes(1000))
         with pytest.raises(CannotConnect):
             client.init(ns=TALK, id=name, args=bytes(500))
-
-
-def test_a_binary_that_thrift_cannot_carry() -> None:
-    """In a process of its own, since a failed test shows its values. Zeros that nobody looks at take no memory."""
-    asked = "progressor.Client('thrift://127.0.0.1:1').init(ns='a', id='b', args=bytes(2**31))"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import progressor; {asked}"], check=False, capture_output=True, text=True, timeout=60
-    )
-    assert "InvalidRequest: request: it has more than 2147483647 bytes" in done.stderr
 
 
 def test_any_patience_is_possible(client: Client, name: str) -> None:
