@@ -205,24 +205,28 @@ def load(
 
 
 def _continued(history: History | None, claimed: Claimed, storage: Storage, ns: str) -> History:
-    """The history up to the last event of its process.
-
-    A new one when there is none, or when it is of a process that was removed and made again: that had another time of
-    creation or, where it was given, events of other tasks.
-    """
+    """The history up to the last event of its process; a new one when what is in memory is that of another process."""
     process = claimed.process
-    new = History(created_at=process.created_at, first=process.last_event_id)
-    if history is None or history.created_at != process.created_at or history.last_event_id > process.last_event_id:
-        return new
-    if history.last_event_id == process.last_event_id:
-        is_same = not history.events or claimed.last_writer in (None, history.last_writer)
-        return history if is_same else new
+    if history is not None and history.created_at == process.created_at and _catches_up(history, claimed, storage, ns):
+        return history
+    return History(created_at=process.created_at, first=process.last_event_id)
+
+
+def _catches_up(history: History, claimed: Claimed, storage: Storage, ns: str) -> bool:
+    """False when it is of a process that was removed, and put again as of the same time: the events of that one were
+    written by other tasks."""
+    process = claimed.process
+    missing = process.last_event_id - history.last_event_id
+    if missing == 0:
+        return not history.events or claimed.last_writer in (None, history.last_writer)
+    if missing < 0:
+        return False
     known = 1 if history.events else 0  # read once more, to see whether it is the same
     found = storage.events(ns, process.process_id, Range(offset=history.last_event_id - known))
     if known and (not found or found[0].task_id != history.last_writer):
-        return new
+        return False
     history.extend(found[known:])
-    return history
+    return True
 
 
 def _remembering(claimed: Claimed, process: Process) -> Claimed:

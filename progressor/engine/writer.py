@@ -253,14 +253,14 @@ def _next_batch(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
 
 def _size(item: Item) -> int:
     """Bytes of what can be large."""
-    match item:
-        case Complete(_, completion):
-            size = len(completion.aux_state or b"") + len(completion.timer.args) + len(completion.timer.context)
-            if isinstance(completion.answer, Answered):
-                size += len(completion.answer.response or b"")
-            for event in completion.events:
-                size += len(event.payload)
-            return size
-        case Accept(_, request):
-            return len(request.args) + len(request.context)
-    return 0
+    if isinstance(item, Accept):
+        return len(item.request.args) + len(item.request.context)
+    if isinstance(item, ClaimTasks):
+        return 0
+    completion, timer = item.completion, item.completion.timer
+    size = len(completion.aux_state or b"") + len(timer.args) + len(timer.context)
+    if isinstance(completion.answer, Answered):
+        size += len(completion.answer.response or b"")
+    for event in completion.events:
+        size += len(event.payload)
+    return size
