@@ -292,9 +292,11 @@ begin
 
   -- `now` is by the clock of the node. Where that is ahead the timer waits, but not for a difference that every two clocks
   -- have: what is to go on at once shall.
-  if exists (select from unnest(a_timer, a_at) as i(timer, at) where i.timer = 'now' and i.at > v_now + interval '1 s') then
-    select array_agg(case when i.timer = 'now' and i.at > v_now + interval '1 s' then 'at' else i.timer end order by i.ord)
-      into a_timer from unnest(a_timer, a_at) with ordinality as i(timer, at, ord);
+  if 'now' = any(a_timer) then
+    if exists (select from unnest(a_timer, a_at) as i(timer, at) where i.timer = 'now' and i.at > v_now + interval '1 s') then
+      select array_agg(case when i.timer = 'now' and i.at > v_now + interval '1 s' then 'at' else i.timer end order by i.ord)
+        into a_timer from unnest(a_timer, a_at) with ordinality as i(timer, at, ord);
+    end if;
   end if;
 
   -- Which items have something in the schedule: a timer, waiting calls, a request to be removed. Mostly none.
