@@ -137,21 +137,24 @@ class Decoder:
         if kind == BEGIN:
             lsn, at, xid = pgoutput.begin(message)
             self._transaction = Transaction(Mark(lsn, xid), at)
-        elif self._transaction is not None and kind != COMMIT:
+            return None
+        transaction = self._transaction
+        if transaction is None:
+            return None
+        if kind != COMMIT:
             self._messages.append(message)
             self._size += ROW_OVERHEAD + len(message)
             if self._size > LARGEST:
-                self._sort(self._transaction)
-                self._transaction.emptied.update(self._transaction.changes)
-                self._transaction.changes.clear()
-        elif self._transaction is not None:
-            transaction, self._transaction = self._transaction, None
-            transaction.end = pgoutput.commit(message).end_lsn
-            self._sort(transaction)
-            for ns in transaction.emptied:
-                transaction.changes.pop(ns, None)
-            return transaction
-        return None
+                self._sort(transaction)
+                transaction.emptied.update(transaction.changes)
+                transaction.changes.clear()
+            return None
+        self._transaction = None
+        self._sort(transaction)
+        for ns in transaction.emptied:
+            transaction.changes.pop(ns, None)
+        transaction.end = pgoutput.commit(message).end_lsn
+        return transaction
 
     def _sort(self, transaction: Transaction) -> None:
         for message in self._messages:
@@ -159,7 +162,7 @@ class Decoder:
             if kind in ROWS:
                 table = self._tables[pgoutput.oid(message)]
                 if table is not None:
-                    _sort(transaction.changes[table.ns], table, message)
+                    _put(transaction.changes[table.ns], table, message)
             elif kind == RELATION:
                 self._tables[pgoutput.oid(message)] = _table(pgoutput.relation(message))
             elif kind == TRUNCATE:
@@ -169,7 +172,7 @@ class Decoder:
         self._size = 0
 
 
-def _sort(rows: defaultdict[str, Rows], table: Table, message: bytes) -> None:
+def _put(rows: defaultdict[str, Rows], table: Table, message: bytes) -> None:
     process_id = pgoutput.value(message, FIRST, table.process_id)
     rows[process_id.decode()].append((table, message))
     if message[0] == UPDATE and (new := pgoutput.second(message)) is not None:

@@ -34,9 +34,8 @@ class PooledConnection(psycopg.Connection[TupleRow]):
     deadline: float | None = None
     """By the monotonic clock. What has not been answered by then is given up, and the connection with it."""
 
-    def wait(
-        self, gen: Generator[Any, Any, T], *args: Any, **given: Any
-    ) -> T:  # where the driver waits for the network
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **given: Any) -> T:
+        """Here the driver waits for the network."""
         return super().wait(gen if self.deadline is None else self._until(self.deadline, gen), *args, **given)
 
     def _until(self, deadline: float, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
